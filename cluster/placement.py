@@ -1,0 +1,113 @@
+"""Connect to a Ray cluster and claim room on it: never a silent wait for room that cannot come."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+log = logging.getLogger(__name__)
+
+
+class ClusterTooSmall(ValueError):
+    """The cluster cannot hold the recipe; the message says what is asked and what is there."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`count` actors of one fleet, each with its own bundle of `cpus` and `gpus`."""
+
+    fleet: str
+    count: int
+    cpus: float
+    gpus: float = 0.0
+
+
+def connect(*, dashboard: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a private one on this machine.
+
+    Never joins a stranger's cluster by accident: a bare `ray.init()` might. Inside a Tune trial Ray is connected already.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    private: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
+    ray.init(
+        address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private
+    )
+
+
+class Placement:
+    """Room for every actor of a job: the Tune trial's placement group, or a fresh one.
+
+    A trial's group holds the trial's own bundle first, then these claims in this order.
+    """
+
+    def __init__(self, claims: Sequence[Claim], *, wait_s: float = 60.0, strategy: str = "PACK") -> None:
+        self._claims = tuple(claims)
+        current = ray.util.get_current_placement_group()
+        self._owned = current is None
+        self._offset = 0 if self._owned else 1
+        self._group: PlacementGroup = current or _reserve(self._claims, wait_s, strategy)
+
+    def options(self, fleet: str, index: int) -> dict[str, Any]:
+        """Ray actor options for actor `index` of `fleet`: its bundle and what it holds."""
+        bundle = self._offset
+        for claim in self._claims:
+            if claim.fleet == fleet:
+                assert 0 <= index < claim.count
+                return {
+                    "num_cpus": claim.cpus,
+                    "num_gpus": claim.gpus,
+                    "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                        self._group,
+                        placement_group_bundle_index=bundle + index,
+                        placement_group_capture_child_tasks=True,
+                    ),
+                }
+            bundle += claim.count
+        raise AssertionError(f"no claim for fleet {fleet!r}")
+
+    def release(self) -> None:
+        """Give the room back (a trial's group belongs to the trial)."""
+        if self._owned:
+            remove_placement_group(self._group)
+
+
+def bundles(claims: Sequence[Claim]) -> list[dict[str, float]]:
+    """One resource bundle per actor, fleet by fleet."""
+    per_claim = [{"CPU": c.cpus} | ({"GPU": c.gpus} if c.gpus else {}) for c in claims for _ in range(c.count)]
+    return [{name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001} for bundle in per_claim]
+
+
+def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:
+    wanted = bundles(claims)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = "; ".join(f"{c.fleet}: {c.count} x ({c.cpus:g} CPU, {c.gpus:g} GPU)" for c in claims)
+    there = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
+    remedy = "add nodes, or lower rollout.engines, rewards.actors, learner.ranks or their cpus"
+    total = {kind: sum(b.get(kind, 0) for b in wanted) for kind in ("CPU", "GPU")}
+    short = [k for k, amount in total.items() if amount > sum(n.get(k, 0) for n in nodes) + 1e-6]
+    homeless = [b for b in wanted if not any(_fits(b, node) for node in nodes)]
+    if short or homeless:
+        what = " and ".join(short) or "room on one node"
+        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; there is {there}; {remedy}")
+    group = placement_group(wanted, strategy=strategy)
+    if not group.wait(wait_s):
+        free = ray.available_resources()
+        remove_placement_group(group)
+        raise ClusterTooSmall(
+            f"no room after {wait_s:g} s: the recipe asks {asked}; free now {free.get('CPU', 0):g} CPU, "
+            f"{free.get('GPU', 0):g} GPU of {there}; wait for other jobs to end, or {remedy}"
+        )
+    return group
+
+
+def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(kind, 0) + 1e-6 >= amount for kind, amount in bundle.items())

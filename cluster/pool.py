@@ -1,0 +1,78 @@
+"""Interchangeable replicas of one plain class: an ordered map that outlives the death of replicas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+class PoolExhausted(RuntimeError):
+    """More replicas died than the recipe replaces."""
+
+
+class Pool:
+    """`size` replicas made by `spawn(index)`.
+
+    `map` gives share i to replica i and returns the answers in order. A replica that dies is spawned again at its
+    place, brought up to date by `revive` (an engine needs the current weights), and asked the same share again: a death
+    changes nothing but time. After `restarts` deaths the pool gives up.
+    """
+
+    def __init__(
+        self, fleet: str, size: int, spawn: Callable[[int], ActorHandle[Any]], *, restarts: int = 3
+    ) -> None:
+        self._fleet = fleet
+        self._spawn = spawn
+        self._restarts_left = restarts
+        self.deaths = 0
+        self.revive: Callable[[ActorHandle[Any]], None] = lambda _: None
+        self.replicas: list[ActorHandle[Any]] = [spawn(index) for index in range(size)]
+
+    def __len__(self) -> int:
+        return len(self.replicas)
+
+    def map(self, method: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Answers of `method(*shares[i])` from replica i; at most one share per replica."""
+        assert len(shares) <= len(self.replicas)
+        answers: dict[int, Any] = {}
+        pending = {self._ask(index, method, share): index for index, share in enumerate(shares)}
+        while pending:
+            [done], _ = ray.wait(list(pending), num_returns=1)
+            index = pending.pop(done)
+            try:
+                answers[index] = ray.get(done)
+            except RayActorError:
+                self.replace(index)
+                pending[self._ask(index, method, shares[index])] = index
+        return [answers[index] for index in range(len(shares))]
+
+    def everyone(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+        """The same call on every replica."""
+        return self.map(method, [args] * len(self.replicas))
+
+    def replace(self, index: int) -> None:
+        """Spawn a new replica at `index` and bring it up to date."""
+        while True:
+            if self._restarts_left == 0:
+                raise PoolExhausted(f"{self._fleet} {index} died and no restart is left ({self.deaths} replaced so far)")
+            self._restarts_left -= 1
+            self.deaths += 1
+            log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
+            ray.kill(self.replicas[index])
+            self.replicas[index] = self._spawn(index)
+            try:
+                self.revive(self.replicas[index])
+                return
+            except RayActorError:
+                continue
+
+    def _ask(self, index: int, method: Callable[..., Any], share: tuple[Any, ...]) -> Any:
+        return getattr(self.replicas[index], method.__name__).remote(*share)

@@ -1,0 +1,109 @@
+"""A group of ranked actors round a plain class: what a collective needs, and nothing about what it computes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+from cluster.placement import Placement
+
+R = TypeVar("R")
+
+
+class WorkerDied(RuntimeError):
+    """A rank of a worker group ended; the group cannot go on, since collectives need every rank."""
+
+
+class _Host:
+    """The actor: holds one instance of the plain class and calls its methods."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        self._instance: Any = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, make: Callable[..., Any], rank: int, world_size: int, master: tuple[str, int], args: Any) -> int:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR=master[0],
+            MASTER_PORT=str(master[1]),
+        )
+        self._instance = make(*args)
+        return os.getpid()
+
+    def call(self, method: str, args: Sequence[Any], reply: bool) -> Any:
+        answer = getattr(self._instance, method)(*args)
+        return answer if reply else None
+
+
+class WorkerGroup:
+    """`size` actors, ranked, each holding `make(*args)` built with RANK, WORLD_SIZE and MASTER_* in its environment.
+
+    Methods are named by reference (`group.all(Learner.update, batch)`). A dead rank raises WorkerDied; what a method
+    raised is raised here as it was.
+    """
+
+    def __init__(
+        self,
+        fleet: str,
+        size: int,
+        make: Callable[..., Any],
+        args: Sequence[Any],
+        placement: Placement,
+        *,
+        environment: dict[str, str],
+    ) -> None:
+        self._fleet = fleet
+        host = ray.remote(_Host)
+        self._actors = [host.options(**placement.options(fleet, rank)).remote(environment) for rank in range(size)]
+        master = self._wait([self._actors[0].rendezvous.remote()])[0]
+        self._building = [a.build.remote(make, rank, size, master, args) for rank, a in enumerate(self._actors)]
+        self._pids: list[int] = []
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids by rank; waits until every rank is built."""
+        if not self._pids:
+            self._pids = self._wait(self._building)
+        return self._pids
+
+    def all(self, method: Callable[..., R], *args: Any) -> list[R]:
+        """Call on every rank with the same arguments; answers by rank."""
+        return self._wait([a.call.remote(method.__name__, args, True) for a in self._actors])
+
+    def rank0(self, method: Callable[..., R], *args: Any) -> R:
+        """Call on every rank (it may be a collective); rank 0's answer."""
+        return self._wait([a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)])[0]
+
+    def kill(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _wait(self, refs: list[Any]) -> list[Any]:
+        pending = list(refs)
+        while pending:  # one by one as they end: the first failure counts, while the other ranks hang in a collective
+            done, pending = ray.wait(pending, num_returns=1)
+            try:
+                ray.get(done)
+            except RayActorError as error:
+                rank = refs.index(done[0])
+                raise WorkerDied(
+                    f"{self._fleet} rank {rank} of {len(refs)} died ({_cause(error)}); the run ends here: "
+                    "the same command resumes from the last checkpoint"
+                ) from error
+        return ray.get(refs)
+
+
+def _cause(error: RayActorError) -> str:
+    return next((line.strip() for line in str(error).splitlines() if "worker" in line or "SIG" in line), str(error))

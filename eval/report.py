@@ -1,0 +1,75 @@
+"""The page a run leaves behind: one HTML file with the curves, the replies and the provenance, and nothing to load.
+
+`write_report(run)` may be called after any step, and on a run that failed: it tells what is there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+
+from eval.report_charts import number
+from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
+from eval.report_replies import extreme_replies, progressions
+from eval.report_summary import key_numbers, reward_change, step_rewards, summary
+from eval.run_directory import Run, flatten, read_run
+
+NOTICE = (
+    "Research software. Not a substitute for care.",
+    "The replies on this page were written by a language model in training and approved by nobody; some may be wrong, "
+    "hurtful or unsafe. If you, or somebody near you, may be in danger, call your local emergency number; in the "
+    "United States, call or text 988 at any hour.",
+)
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html` from what the run directory holds now, and return its path.
+
+    The file is replaced in one move, so a reader never sees half a page. Raises `ValueError` when `run` is no
+    directory, or a JSON document in it is not a JSON object.
+    """
+    page = render(read_run(run))
+    target = run / "report.html"
+    draft = run / f"report.html.{os.getpid()}.tmp"
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, target)
+    return target
+
+
+def render(run: Run) -> str:
+    """Return the page of `run`. Every text of the run is escaped; nothing in the page is fetched or executed."""
+    keys, torn = run.replies()
+    change = reward_change(step_rewards(run.metrics, keys))
+    unread = run.metrics.unreadable + run.warmup.unreadable
+    stories, extremes = progressions(run, keys), extreme_replies(run, keys)
+    shown = [reply for story in stories for _, reply in story.replies] + [r for group in extremes for r in group.replies]
+    parts = [value for reply in shown for value in reply.parts.values() if math.isfinite(value)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report_page.html.j2").render(
+        run=run,
+        notice=NOTICE,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        summary=summary(run, change, keys),
+        tiles=key_numbers(run, change, keys),
+        reward=reward_figure(run.metrics, change),
+        parts=part_figures(run.metrics),
+        training=training_figures(run),
+        warmup=warmup_figures(run.warmup),
+        stories=stories,
+        extremes=extremes,
+        part_range=(min([0.0, *parts]), max([1.0, *parts])),
+        tables=(("Settings", list(flatten(run.settings))), ("Provenance", list(flatten(run.provenance)))),
+        numbers=[(name, run.metrics.series(name)[:, 1]) for name in run.metrics.names],
+        unreadable=(("log lines", unread), ("rollout files", torn)),
+    )

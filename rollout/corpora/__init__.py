@@ -1,0 +1,34 @@
+"""Corpora: raw published files -> `Dialogue`s in three splits, with a record of where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rollout.config import CorpusConfig
+from rollout.corpora.corpus import Corpus, CorpusError
+from rollout.corpora.esconv import load_esconv
+from rollout.corpora.hope import load_hope
+from rollout.corpora.jsonl import load_jsonl
+
+__all__ = ["SAMPLE", "Corpus", "CorpusError", "load"]
+
+SAMPLE = Path(__file__).parent / "sample"
+
+
+def load(config: CorpusConfig) -> Corpus:
+    """Read the corpus that `config` names.
+
+    Raises `FileNotFoundError` when nothing is there, and `CorpusError` when it is not what `config.format` says, when
+    it is empty, and when a split is empty.
+    """
+    path = Path(config.path).expanduser()
+    match config.format:
+        case "sample":
+            licence = "written for this project, under the project's licence"
+            return load_esconv(SAMPLE / "esconv.json", config, name="sample", licence=licence)
+        case "esconv":
+            return load_esconv(path, config)
+        case "hope":
+            return load_hope(path, config)
+        case "jsonl":
+            return load_jsonl(path, config)

@@ -1,0 +1,55 @@
+"""Settings of the rollout engines (stdlib only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+WeightTransfer = Literal["auto", "shared_memory", "nccl", "ipc"]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The fleet of vLLM engines.
+
+    On CUDA each engine has `tensor_parallel` devices of its own; on CPU it computes on `threads` cores.
+    """
+
+    engines: int = 1
+    tensor_parallel: int = 1
+    threads: int = 0  # CPU only; 0: every core of the node
+    cpus: float = 1.0  # Ray CPUs that one engine claims
+    max_model_len: int = 1024
+    max_concurrent: int = 256  # replies an engine works on at once
+    kv_cache_gb: float = 0.0  # 0: vLLM decides from memory_utilization (on CPU an explicit size starts faster)
+    memory_utilization: float = 0.9
+    eager: bool = False  # True: no compilation and no CUDA graphs
+    weight_transfer: WeightTransfer = "auto"  # auto: shared_memory on CPU, nccl on CUDA
+    restarts: int = 3  # how many dead engines a run replaces before it gives up
+
+    def __post_init__(self) -> None:
+        for name in ("engines", "tensor_parallel", "max_model_len", "max_concurrent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 < self.memory_utilization <= 1:
+            raise ValueError(f"rollout.memory_utilization must lie in (0, 1], is {self.memory_utilization}")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything one engine needs to start: plain values, so that a replacement starts the same."""
+
+    model: str
+    dtype: str
+    end_ids: tuple[int, ...]
+    tensor_parallel: int
+    max_model_len: int
+    max_concurrent: int
+    max_batched_tokens: int | None
+    chunked_prefill: bool  # off on CPU: a split prompt rewinds its seeded generator, which CPUs cannot
+    kv_cache_bytes: int | None
+    memory_utilization: float
+    eager: bool
+    weight_transfer: str
+    environment: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,122 @@
+"""The vocabulary of the rollout layer: one frozen type per stage, plain Python, no torch.
+
+    Dialogue --chat--> Prompt --RolloutEngine--> Rollout
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Speaker(enum.StrEnum):
+    """Who speaks: the person who seeks support, or the therapist (supporter, counsellor)."""
+
+    CLIENT = "client"
+    THERAPIST = "therapist"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance. `labels` holds what the corpus says of it: `strategy`, `dialogue_act`, `stars` (1-5), ..."""
+
+    speaker: Speaker
+    text: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One session. `id` is unique over all corpora (`esconv/train/0412`); `labels` holds `emotion`, `problem`, ..."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the policy is asked to continue.
+
+    `id` survives to every log line, rating and transcript: `DIALOGUE#TURN` (`esconv/train/0412#7`), or a name for a
+    fixed prompt (`fixed/hopeless`). `reference` is the therapist's own reply ("" when none exists), `emotion` the label
+    that the corpus gives the client ("" when none).
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    history: tuple[Turn, ...]
+    reference: str = ""
+    emotion: str = ""
+
+    @property
+    def last_client_turn(self) -> str:
+        """The client's words that the reply answers; "" when the therapist opens the session."""
+        return next((t.text for t in reversed(self.history) if t.speaker is Speaker.CLIENT), "")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn. The sampled log-probs are those of softmax(logits / temperature) over all tokens.
+
+    `seed` is the seed of this call (a run derives it from its own seed and the step); reply k of a prompt draws with
+    a seed derived from (`seed`, prompt id, k), so a reply does not depend on which engine makes it.
+    """
+
+    n: int = 1
+    max_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+
+
+class Finish(enum.StrEnum):
+    """Why a reply ended."""
+
+    STOPPED = "stopped"  # the policy ended its turn: nothing comes after
+    TRUNCATED = "truncated"  # the token budget ended it: the critic says what would have come
+    ABORTED = "aborted"  # the engine gave it up
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Reply tokens [start, stop) were sampled by policy `version`."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled reply.
+
+    `response_ids [T]` are the sampled tokens, the end-of-turn token included when the policy emitted it;
+    `sampled_logprobs [T]` their log-probs in nats as sampled; `versions` cover [0, T) without gaps.
+    """
+
+    prompt: Prompt
+    sample: int
+    response_ids: tuple[int, ...]
+    sampled_logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    text: str
+    finish: Finish
+
+    @property
+    def id(self) -> str:
+        """`PROMPT/k`: unique within a step."""
+        return f"{self.prompt.id}/{self.sample}"
+
+
+class RolloutEngine(Protocol):
+    """Generates replies under the newest policy it was given."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """Return `sampling.n` rollouts per prompt: those of prompt 0 first (samples 0..n-1), then of prompt 1, ..."""
+        ...
+
+    def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Return, per (prompt ids, reply ids), the log-prob in nats at temperature 1 of each reply token."""
+        ...

@@ -1,0 +1,151 @@
+"""One vLLM engine as a plain class; `rollout/fleet.py` makes Ray actors of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoTokenizer
+from vllm import SamplingParams, TokensPrompt
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from rollout.engine_config import EngineSpec
+from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
+
+_FINISHES = {"stop": Finish.STOPPED, "length": Finish.TRUNCATED}
+
+
+UNPUBLISHED = -1  # the version of weights that came from disk, not from a learner
+
+
+def reply_seed(seed: int, prompt_id: str, sample: int) -> int:
+    """The seed of one reply, from the call's seed, the prompt and the sample: independent of engine and batch."""
+    digest = hashlib.blake2b(f"{seed}\0{prompt_id}\0{sample}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+class VllmEngine:
+    """Generates replies and log-probs, and receives weights. Methods are coroutines of one event loop."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._requests = 0
+        self._tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        os.environ.update(spec.environment)  # vLLM reads its thread binding from the environment of its processes
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=spec.model,
+                dtype=spec.dtype,  # type: ignore[arg-type]
+                tensor_parallel_size=spec.tensor_parallel,
+                max_model_len=spec.max_model_len,
+                max_num_seqs=spec.max_concurrent,
+                kv_cache_memory_bytes=spec.kv_cache_bytes,
+                gpu_memory_utilization=spec.memory_utilization,
+                enforce_eager=spec.eager,
+                enable_chunked_prefill=spec.chunked_prefill,
+                max_num_batched_tokens=spec.max_batched_tokens,
+                seed=0,
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer),
+                worker_extension_cls="rollout.vllm_weights.WorkerExtension",
+                generation_config="vllm",
+            )
+        )
+
+    async def ready(self) -> int:
+        """Answer once the engine can generate; returns the process id."""
+        await self._llm.check_health()
+        await self._llm.update_weight_version(str(UNPUBLISHED))
+        return os.getpid()
+
+    async def generate(self, prompts: Sequence[Prompt], samples: Sequence[int], sampling: Sampling) -> list[Rollout]:
+        """One rollout per (prompt, sample) pair, in order.
+
+        Scheduling starts when all requests are queued, so the batches, and with them the last bits of every log-prob,
+        depend on the requests alone.
+        """
+        params = [
+            SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                seed=reply_seed(sampling.seed, prompt.id, sample),
+                logprobs=0,
+                stop_token_ids=list(self._spec.end_ids),
+                ignore_eos=True,  # the turn ends at `end_ids`, which hold the model's eos where it ends turns
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for prompt, sample in zip(prompts, samples, strict=True)
+        ]
+        outputs = await self._run([prompt.token_ids for prompt in prompts], params)
+        texts = self._tokenizer.batch_decode([o.outputs[0].token_ids for o in outputs], skip_special_tokens=True)
+        return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, texts, strict=True)]
+
+    async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Log-probs in nats at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
+        params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False) for _ in sequences]
+        outputs = await self._run([[*prompt, *reply] for prompt, reply in sequences], params)
+        answers = []
+        for (prompt, reply), output in zip(sequences, outputs, strict=True):
+            assert output.prompt_logprobs is not None
+            entries = output.prompt_logprobs[len(prompt) :]
+            answers.append([entry[token].logprob for entry, token in zip(entries, reply, strict=True) if entry])
+        await self._llm.reset_prefix_cache()
+        return answers
+
+    async def _run(self, inputs: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        queues = []
+        for ids, param in zip(inputs, params, strict=True):
+            self._requests += 1
+            prompt = TokensPrompt(prompt_token_ids=list(ids))
+            queues.append(await self._llm.add_request(str(self._requests), prompt, param))
+        await self._llm.resume_generation()
+        outputs: list[RequestOutput] = []
+        for queue in queues:
+            output = await queue.get()
+            assert isinstance(output, RequestOutput) and output.finished
+            outputs.append(output)
+        return outputs
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Every token sampled from now on is of `weight_version`; nothing computed under older weights is reused."""
+        await self._llm.finish_weight_update(weight_version)
+        await self._llm.reset_prefix_cache()
+
+    async def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str) -> Rollout:
+    completion = output.outputs[0]
+    ids = tuple(completion.token_ids)
+    assert completion.logprobs is not None
+    spans = completion.weight_versions or []
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        response_ids=ids,
+        sampled_logprobs=tuple(entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)),
+        versions=tuple(VersionSpan(int(s.version), s.start, s.end) for s in spans),
+        text=text.strip(),
+        finish=_FINISHES.get(completion.finish_reason or "", Finish.ABORTED),
+    )

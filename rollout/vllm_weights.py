@@ -1,0 +1,120 @@
+"""Weight transport inside vLLM: the shared-memory backend of its workers, and vLLM's own trainer engines for CUDA.
+
+Imported in vLLM's worker processes through `worker_extension_cls`, which registers the backend before the worker builds
+its transfer engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from rollout.weight_stream import SharedMemoryUpdate, SyncClient, WeightStream, read_shared_memory
+
+SHARED_MEMORY = "shared_memory"
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: each update says where it lies."""
+
+
+class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, Any]):
+    """Receives checkpoint-named weights through shared memory and loads them layer by layer."""
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdate
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        if self.device.type == "cpu":
+            repack_experts_on_reload(self.model)
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        self.model.load_weights(read_shared_memory(update_info))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """No connection is held between updates."""
+
+
+def repack_experts_on_reload(model: torch.nn.Module) -> None:
+    """Make each MoE layer that receives weights pack its experts anew (CPU only).
+
+    vLLM's CPU kernel packs experts when it is first built, and on a reload copies the unpacked weights over them: wrong
+    logits without an error. Dropping the kernel makes it build, and pack, again. vLLM calls this hook only for layers
+    that received weights; a layer that received nothing must keep its kernel.
+    """
+
+    def process(method: UnquantizedFusedMoEMethod, layer: Any) -> None:
+        method.moe_kernel = None
+        type(method).process_weights_after_loading(method, layer)
+
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod):
+            method.process_weights_after_loading = MethodType(process, method)  # type: ignore[method-assign]
+
+
+if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryEngine)
+
+
+class WorkerExtension:
+    """Names this module to vLLM, so that its workers import it (and so know the backend)."""
+
+
+class StreamSource(WeightSource):
+    """Our stream as vLLM's `WeightSource`, for its NCCL and IPC trainer engines."""
+
+    def __init__(self, stream: WeightStream) -> None:
+        self._stream = stream
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(spec.name, spec.dtype, spec.shape) for spec in self._stream.specs()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for group in self._stream:
+            yield from group.tensors
+
+
+def cuda_trainer(
+    backend: str, stream: WeightStream, client: SyncClient, *, rank: int, address: str, port: int, engine_workers: int
+) -> TrainerWeightTransferEngine[Any]:
+    """vLLM's trainer engine for CUDA learners: `nccl` (packed, between devices or nodes) or `ipc` (one device, colocated).
+
+    `engine_workers` counts the workers of all engines (engines x tensor parallel size). Called on every rank.
+    """
+    info: TrainerInitInfo
+    if backend == "nccl":
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        info = NCCLTrainerInitInfo(
+            rank=rank, master_address=address, master_port=port, world_size=engine_workers + 1, packed=True
+        )
+    elif backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        info = IPCTrainerInitInfo(rank=rank, packed=True)
+    else:
+        raise ValueError(f"rollout.weight_transfer must be nccl or ipc on CUDA, is {backend!r}")
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=StreamSource(stream))
