@@ -32,35 +32,39 @@ class Pool:
         self._fleet = fleet
         self._spawn = spawn
         self._restarts_left = restarts
-        self.deaths = 0
-        self.revive: Callable[[ActorHandle[Any]], None] = lambda _: None
+        self.deaths = 0  # replicas replaced so far
+        self.revive: Callable[[], None] = lambda: None
         self.replicas: list[ActorHandle[Any]] = [spawn(index) for index in range(size)]
 
     def __len__(self) -> int:
         return len(self.replicas)
 
     def map(self, method: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Answers of `method(*shares[i])` from replica i; at most one share per replica."""
+        """Answers of `method(*shares[i])` from replica i; at most one share per replica.
+
+        The dead are replaced when the others have answered, so that `revive` finds an idle fleet.
+        """
         assert len(shares) <= len(self.replicas)
         answers: dict[int, Any] = {}
-        pending = {self._ask(index, method, share): index for index, share in enumerate(shares)}
-        while pending:
-            [done], _ = ray.wait(list(pending), num_returns=1)
-            index = pending.pop(done)
-            try:
-                answers[index] = ray.get(done)
-            except RayActorError:
-                self.replace(index)
-                pending[self._ask(index, method, shares[index])] = index
+        while missing := [index for index in range(len(shares)) if index not in answers]:
+            asked = {index: self._ask(index, method, shares[index]) for index in missing}
+            dead = []
+            for index, ref in asked.items():
+                try:
+                    answers[index] = ray.get(ref)
+                except RayActorError:
+                    dead.append(index)
+            if dead:
+                self.replace(*dead)
         return [answers[index] for index in range(len(shares))]
 
     def everyone(self, method: Callable[..., Any], *args: Any) -> list[Any]:
         """The same call on every replica."""
         return self.map(method, [args] * len(self.replicas))
 
-    def replace(self, index: int) -> None:
-        """Spawn a new replica at `index` and bring it up to date."""
-        while True:
+    def replace(self, *indices: int) -> None:
+        """Spawn new replicas at `indices` and bring the pool up to date."""
+        for index in indices:
             if self._restarts_left == 0:
                 raise PoolExhausted(f"{self._fleet} {index} died and no restart is left ({self.deaths} replaced so far)")
             self._restarts_left -= 1
@@ -68,11 +72,11 @@ class Pool:
             log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
             ray.kill(self.replicas[index])
             self.replicas[index] = self._spawn(index)
-            try:
-                self.revive(self.replicas[index])
-                return
-            except RayActorError:
-                continue
+        self.revive()
+
+    def replace_all(self) -> None:
+        """Spawn every replica anew."""
+        self.replace(*range(len(self.replicas)))
 
     def _ask(self, index: int, method: Callable[..., Any], share: tuple[Any, ...]) -> Any:
         return getattr(self.replicas[index], method.__name__).remote(*share)

@@ -15,7 +15,7 @@ import jinja2
 from eval.report_charts import number
 from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
 from eval.report_replies import extreme_replies, progressions
-from eval.report_summary import key_numbers, reward_change, step_rewards, summary
+from eval.report_summary import caution, key_numbers, reward_change, step_rewards, summary
 from eval.run_directory import Run, flatten, read_run
 
 NOTICE = (
@@ -46,7 +46,9 @@ def render(run: Run) -> str:
     change = reward_change(step_rewards(run.metrics, keys))
     unread = run.metrics.unreadable + run.warmup.unreadable
     stories, extremes = progressions(run, keys), extreme_replies(run, keys)
-    shown = [reply for story in stories for _, reply in story.replies] + [r for group in extremes for r in group.replies]
+    shown = [reply for story in stories for _, reply in story.replies] + [
+        r for group in extremes for r in group.replies
+    ]
     parts = [value for reply in shown for value in reply.parts.values() if math.isfinite(value)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -60,7 +62,8 @@ def render(run: Run) -> str:
         run=run,
         notice=NOTICE,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        summary=summary(run, change, keys),
+        summary=summary(run, change),
+        caution=caution(run, keys),
         tiles=key_numbers(run, change, keys),
         reward=reward_figure(run.metrics, change),
         parts=part_figures(run.metrics),

@@ -18,15 +18,18 @@ Scale = Callable[[float], float]  # value -> pixel
 
 LINES = ("#0b6e75", "#b4530a", "#5b3f9e", "#a3195b", "#3d6b12", "#3a4a5e")  # each at least 4.5:1 on white
 FILLS = ("#0b6e75", "#9fd3cd", "#5b3f9e", "#cdbff0", "#b4530a", "#f3c793", "#8a94a0")  # neighbours differ in lightness
+RED = "#a11221"
+MINUS, CROSS = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 DASHES = ("", "5 3", "2 2", "8 3 2 3", "1 3", "10 4")
-LEFT, RIGHT, TOP, BOTTOM = 44, 46, 20, 14  # room round a panel: ticks, last value, label, gap
-MAX_POINTS = 240
+TOP, BOTTOM = 24, 12  # room above a panel for its label, and below
+SMALL = 300  # a chart narrower than this has little room at its sides
 LOG_FLOOR = 1e-9
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Line:
-    """`points [N, 2]`: step, value; a non-finite value leaves a gap. `band [N, 3]`: step, low, high, drawn beneath."""
+    """`points [N, 2]`: step, value; a non-finite value is a gap and a cross. `band [N, 3]`: step, low, high."""
 
     name: str
     points: Array
@@ -54,54 +57,53 @@ class Panel:
     spans: Sequence[tuple[float, float, float, str]] = ()
 
 
-def thin(series: Array, *, worst: bool = False) -> Array:
-    """Average `[N, K]` rows over at most 240 equal bins of steps, so that a long run stays a light page.
-
-    With `worst` the bins keep their largest value, for metrics whose spikes matter. NaN makes its bin NaN.
-    """
-    if len(series) <= MAX_POINTS:
-        return series
-    bins = np.array_split(series, MAX_POINTS)
-    return np.array([[b[:, 0].mean(), *(b[:, 1:].max(0) if worst else b[:, 1:].mean(0))] for b in bins])
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """Write a number for people: three significant digits, thousands apart, a true minus sign."""
+def number(value: float, *, signed: bool = False, places: int | None = None) -> str:
+    """Write a number for people: three digits (two below 0.01) or `places` decimals, thousands apart, a true minus."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     size = abs(value)
-    if size >= 100:
-        text = f"{size:,.0f}"
-    elif size >= 1e-3 or size == 0:
-        text = f"{size:.{0 if size == 0 else 2 - max(-3, math.floor(math.log10(size)))}f}"
+    if places is None and 0 < size < 1e-4:
+        text = f"{size:.1e}".replace("e-0", "e-").replace("-", MINUS)
     else:
-        text = f"{size:.1e}".replace("e-0", "e−").replace("e-", "e−")
-    sign = "−" if value < 0 else "+" if signed else ""
-    return sign + text
+        digits = 2 if size < 0.01 else 3
+        shown = min(3 if size >= 0.01 else 9, max(0, digits - 1 - math.floor(math.log10(size)))) if size else 0
+        text = f"{size:,.{shown if places is None else places}f}"
+        text = text.rstrip("0").rstrip(".") if shown and places is None else text
+    below = value < 0 and text.strip("0.")
+    return (MINUS if below else "+" if signed else "") + text
 
 
-def chart(title: str, panels: Sequence[Panel], *, width: int = 360, x_label: str = "step") -> Markup:
-    """Draw `panels` beneath one another over a common step axis and return one `<svg>`; its alt text tells each curve."""
+def chart(title: str, panels: Sequence[Panel], *, width: int = 360) -> Markup:
+    """Draw `panels` beneath one another over a common step axis, as one `<svg>` whose alt text tells each curve."""
     finite = [line.points[:, 0] for panel in panels for line in panel.lines if len(line.points)]
     steps = np.concatenate(finite) if finite else np.zeros(1)
     bars = any(panel.stacked for panel in panels)
     pad = 0.5 if bars or steps.min() == steps.max() else 0.0
     x0, x1 = float(steps.min()) - pad, float(steps.max()) + pad
     height = sum(TOP + panel.height + BOTTOM for panel in panels) + 22
+    left, right = (32, width - 40) if width < SMALL else (44, width - 48)  # beside the plot: ticks, the last value
 
     def x(step: float) -> float:
-        return LEFT + (step - x0) / (x1 - x0) * (width - LEFT - RIGHT)
+        return left + (step - x0) / (x1 - x0) * (right - left)
 
     body, top = [], 0.0
     for panel in panels:
-        body.append(_panel(panel, x, top + TOP, width))
+        body.append(_panel(panel, x, top + TOP, left, right))
         top += TOP + panel.height + BOTTOM
-    for tick in ticks(float(steps.min()), float(steps.max()), 3 if width < 300 else width // 80, whole=True):
-        body.append(_text(x(tick), top + 2, f"{tick:,.0f}", "middle"))
-    body.append(_text((LEFT + width - RIGHT) / 2, top + 17, x_label, "middle"))
+    for tick in ticks(float(steps.min()), float(steps.max()), 2 if width < SMALL else width // 80, whole=True):
+        body.append(_text(x(tick), top + 4, f"{tick:,.0f}", "middle"))
+    body.append(_text((left + right) / 2, top + 19, "step", "middle"))
     return Markup('<svg viewBox="0 0 {w} {h}" role="img" aria-label="{alt}">{body}</svg>').format(
         w=width, h=round(height), alt=alt_text(title, panels), body=Markup("").join(body)
     )
+
+
+def swatch(line: Line, *, area: bool = False) -> Markup:
+    """Return the sign of `line` for a legend: a stroke, or a block for an area."""
+    stroke = Markup('stroke="{}" stroke-width="{}" stroke-dasharray="{}"').format(
+        line.colour, 9 if area else 2, line.dash or "none"
+    )
+    return Markup('<svg viewBox="0 0 22 10" aria-hidden="true"><path d="M0 5H22" {}/></svg>').format(stroke)
 
 
 def alt_text(title: str, panels: Iterable[Panel]) -> str:
@@ -126,48 +128,51 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
     if raw <= 0:
         return [low]
     size = 10.0 ** math.floor(math.log10(raw))
-    gap = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    gap = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= 0.75 * raw)
     gap = max(1.0, round(gap)) if whole else gap
     return [i * gap for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
 
 
-def _panel(panel: Panel, x: Scale, top: float, width: int) -> Markup:
+def _panel(panel: Panel, x: Scale, top: float, left: float, right: float) -> Markup:
     """Draw one value axis whose plot area starts at `top`."""
     low, high = _domain(panel)
-    bottom, right = top + panel.height, width - RIGHT
+    bottom = top + panel.height
 
     def y(value: float) -> float:
         at = min(max(value, panel.clip[0]), panel.clip[1])
         at = math.log10(max(at, LOG_FLOOR)) if panel.log else at
         return bottom - (at - low) / (high - low) * panel.height
 
-    out = [_text(0, top - 8, panel.label, "start", css="label")]
+    out = [_text(0, top - 11, panel.label, "start", css="label")]
     for tick in ticks(low, high, max(2, panel.height // 36), whole=panel.log):
         at = y(10**tick if panel.log else tick)
-        out.append(_line(LEFT, at, right, at, "axis" if tick == 0 and not panel.log else "grid"))
-        out.append(_text(LEFT - 6, at + 4, f"1e{tick:.0f}".replace("-", "−") if panel.log else _tick(tick), "end"))
+        out.append(_line(left, at, right, at, "axis" if tick == 0 and not panel.log else "grid"))
+        out.append(_text(left - 6, at + 4, "10" + f"{tick:.0f}".translate(RAISED) if panel.log else _tick(tick), "end"))
     if panel.stacked:
         out += _bars(panel.lines, x, y)
     for line in () if panel.stacked else panel.lines:
         out += _curve(line, x, y)
+        lost = line.points[~np.isfinite(line.points[:, 1])][:, 0]
+        out += [_text(x(step), bottom + 9, CROSS, "middle", css="mark", colour=RED) for step in lost]
         finite = line.points[np.isfinite(line.points[:, 1])]
         if len(panel.lines) == 1 and len(finite):
             step, value = finite[-1]
             out.append(_text(x(step) + 5, y(value) + 4, number(value), "start", css="last", colour=line.colour))
     for first, last, value, text in panel.spans:
         out.append(_line(x(first), y(value), x(last), y(value), "span"))
-        start = x(first) < (LEFT + right) / 2
+        start = x(first) < (left + right) / 2
         out.append(_text(x(first if start else last), y(value) - 7, text, "start" if start else "end", css="mark"))
     if panel.rule:
         level, text = panel.rule
-        out.append(_line(LEFT, y(level), right, y(level), "rule"))
-        out.append(_text(right, y(level) - 5, text, "end", css="mark", colour="#a11221"))
+        out.append(_line(left, y(level), right, y(level), "rule"))
+        out.append(_text(right, y(level) - 5, text, "end", css="mark", colour=RED))
     return Markup("").join(out)
 
 
 def _domain(panel: Panel) -> tuple[float, float]:
     """The ends of the value axis (log10 of them on a log axis): all that is drawn, and a little air."""
-    drawn = [np.array(panel.include), np.array([s[2] for s in panel.spans]), np.array([panel.rule[0]] if panel.rule else [])]
+    levels = [*panel.include, *(span[2] for span in panel.spans), *((panel.rule[0],) if panel.rule else ())]
+    drawn = [np.array(levels, dtype=np.float64)]
     drawn += [line.points[:, 1] for line in panel.lines]
     drawn += [line.band[:, 1:].ravel() for line in panel.lines if line.band is not None]
     if panel.stacked:
@@ -179,14 +184,14 @@ def _domain(panel: Panel) -> tuple[float, float]:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if panel.log:
         return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
-    air = 0.05 * (high - low) or max(abs(high) * 0.1, 1e-6)
+    air = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     return low - (0 if low in panel.include else air), high + (0 if high in panel.include and high > low else air)
 
 
 def _curve(line: Line, x: Scale, y: Scale) -> list[Markup]:
     out = []
-    if line.band is not None and len(line.band):
-        band = line.band[np.isfinite(line.band).all(1)]
+    band = np.zeros((0, 3)) if line.band is None else line.band[np.isfinite(line.band).all(1)]
+    if len(band):
         edge = [(x(s), y(high)) for s, _, high in band] + [(x(s), y(low)) for s, low, _ in band[::-1]]
         out.append(Markup('<path d="{}" fill="{}" class="band"/>').format(_path(edge), line.colour))
     breaks = np.flatnonzero(~np.isfinite(line.points[:, 1]))
@@ -203,7 +208,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> list[Markup]:
 def _bars(lines: Sequence[Line], x: Scale, y: Scale) -> list[Markup]:
     """Stack the lines, which share their steps; one path each."""
     steps = lines[0].points[:, 0]
-    half = 0.42 * (float(np.diff(steps).min()) if len(steps) > 1 else 1.0)
+    half = (0.42 if len(steps) < 100 else 0.5) * (float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0)
     floor = np.zeros(len(steps))
     out = []
     for line in lines:
@@ -231,6 +236,6 @@ def _text(px: float, py: float, text: str, anchor: str, css: str = "tick", colou
 
 
 def _tick(value: float) -> str:
-    if value and not 1e-4 <= abs(value) < 1e5:
-        return f"{value:.0e}".replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
-    return f"{value:,.6g}".replace("-", "−")
+    plain = not value or 1e-4 <= abs(value) < 1e5
+    text = f"{value:,.6g}" if plain else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", MINUS)

@@ -8,23 +8,26 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from eval.report_charts import DASHES, FILLS, LINES, Line, Panel, chart, number, thin
+from eval.report_charts import DASHES, FILLS, LINES, Line, Panel, chart, number, swatch
 from eval.report_summary import COUNTS, Change
 from eval.run_directory import Log, Run, flatten
 
-TALL = 208  # a single panel as high as two
+MAX_POINTS = 240
+TALL = 210  # a single panel as high as two
+PHASES = ("time/rollout_s", "time/reward_s", "time/annotate_s", "time/update_s", "time/publish_s")  # as the loop runs
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A titled chart, what to see in it, and (colour, dash, text) of a legend. `wide` is the same chart for a desk."""
+    """A titled chart, what to see in it, and (sign, text) of a legend. `wide` is the same chart for a wide screen."""
 
     title: str
     svg: Markup
     caption: str = ""
-    legend: tuple[tuple[str, str], ...] = ()
-    wide: Markup = Markup("")
+    legend: tuple[tuple[Markup, str], ...] = ()
+    wide: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,23 @@ PAIRS: tuple[tuple[str, str, tuple[Curve, Curve]], ...] = (
     (
         "Distance from the reference",
         "How far the policy has moved from the model it started as, and how hard it is held back.",
-        (Curve("policy/kl", "KL to the reference, nats", (0,)), Curve("kl/coef", "KL coefficient", (0,))),
+        (Curve("policy/kl", "KL to the reference, nats per reply", (0,)), Curve("kl/coef", "KL coefficient", (0,))),
     ),
     (
         "Reply length",
         "A mean that runs to the token budget, or to a few words, is a sign of collapse.",
-        (Curve("rollout/length", "mean length, tokens", (0,)), Curve("rollout/truncated", "cut at the budget, %", (0,), 100)),
+        (
+            Curve("rollout/length", "mean length, tokens", (0,)),
+            Curve("rollout/truncated", "cut at the budget, %", (0, 1), 100),
+        ),
     ),
     (
         "Entropy and gradient",
         "Entropy that falls towards 0 means that the policy repeats itself.",
-        (Curve("policy/entropy", "policy entropy, nats per token", (0,)), Curve("policy/grad_norm", "gradient norm", (0,))),
+        (
+            Curve("policy/entropy", "policy entropy, nats per token", (0,)),
+            Curve("policy/grad_norm", "gradient norm", (0,)),
+        ),
     ),
     (
         "Policy",
@@ -61,13 +70,19 @@ PAIRS: tuple[tuple[str, str, tuple[Curve, Curve]], ...] = (
     ),
     (
         "Critic",
-        "Explained variance is 1 for a perfect critic and 0 for a constant one; below −1 is drawn at −1.",
-        (Curve("value/loss", "value loss", (0,)), Curve("value/explained_variance", "explained variance", (0, 1), 1, (-1, 1))),
+        "Explained variance is 1 for a perfect critic and 0 for a constant one; below -1 is drawn at -1.",
+        (
+            Curve("value/loss", "value loss", (0,)),
+            Curve("value/explained_variance", "explained variance", (0, 1), 1, (-1, 1)),
+        ),
     ),
     (
         "Size of the updates",
         "What one update does to the probability of the sampled tokens.",
-        (Curve("policy/approx_kl", "KL of one update, nats", (0,)), Curve("policy/ratio_max", "largest probability ratio", (1,))),
+        (
+            Curve("policy/approx_kl", "KL of one update, nats per token", (0,)),
+            Curve("policy/ratio_max", "largest probability ratio", (1,)),
+        ),
     ),
 )
 
@@ -85,10 +100,12 @@ def reward_figure(log: Log, change: Change | None) -> list[Figure]:
         count = COUNTS[change.window]
         spans = [(steps[0], steps[change.window - 1], change.first, f"first {count}: {number(change.first)}"),
                  (steps[-change.window], steps[-1], change.last, f"last {count}: {number(change.last)}")]  # fmt: skip
-    panel = Panel("mean reward", [Line("mean reward", mean, band=band)], height=220, spans=spans)
-    caption = "Line: mean over the replies of a step. Band: one standard deviation of the replies, not the error of the mean."
-    wide = chart("Reward", [panel], width=1080)
-    return [Figure("Reward", chart("Reward", [panel]), caption, wide=wide)]
+    panel = Panel("reward (no unit)", [Line("mean reward", mean, band=band)], height=220, spans=spans)
+    caption = (
+        "Line: mean over the replies of a step. Band: one standard deviation of the replies, not the error of the mean."
+    )
+    title = "Mean reward by step"
+    return [Figure(title, chart(title, [panel]), caption, wide=chart(title, [panel], width=1120))]
 
 
 def part_figures(log: Log) -> list[Figure]:
@@ -99,7 +116,7 @@ def part_figures(log: Log) -> list[Figure]:
     values = values[np.isfinite(values)]
     include = (0.0, float(values.min()), float(values.max())) if len(values) else (0.0,)
     return [
-        Figure(name, chart(f"Reward part {name}", [Panel("mean", [Line("mean", s, LINES[5])], 80, include)], width=200))
+        Figure(name, chart(f"Reward part {name}", [Panel("mean", [Line("mean", s, LINES[5])], 72, include)], width=190))
         for name, s in series.items()
     ]
 
@@ -112,8 +129,11 @@ def training_figures(run: Run) -> list[Figure]:
 
 
 def gap_tolerance(run: Run) -> float | None:
-    """Return the setting whose name ends in `gap_tolerance`, in nats; None where there is none."""
-    return next((float(text) for name, text in flatten(run.settings) if name.endswith("gap_tolerance")), None)
+    """Return the tolerated gap in nats: metric `publish/tolerance`, or the setting `publish.tolerance` where it is not
+    0 (0: derived by the run); None where neither tells."""
+    logged = run.metrics.series("publish/tolerance")[:, 1]
+    chosen = [*logged[-1:].tolist(), *(float(t) for name, t in flatten(run.settings) if name == "publish.tolerance")]
+    return next((value for value in chosen if value > 0), None)
 
 
 def gap_figure(log: Log, tolerance: float | None) -> list[Figure]:
@@ -124,9 +144,11 @@ def gap_figure(log: Log, tolerance: float | None) -> list[Figure]:
     over = [f"{step:.0f}" for step, gap in gaps if tolerance is not None and not gap <= tolerance]
     caption = "How much the rollout engine and the learner disagree on the same replies after a publish. "
     if tolerance is None:
-        caption += "The settings name no tolerance."
+        caption += "The run names no tolerance."
     elif over:
-        caption += f"Over the tolerance in {len(over)} of {len(gaps)} steps: {', '.join(over[:8])}{', ...' * (len(over) > 8)}."
+        caption += (
+            f"Over the tolerance in {len(over)} of {len(gaps)} steps: {', '.join(over[:8])}{', ...' * (len(over) > 8)}."
+        )
     else:
         caption += "Within the tolerance in every step."
     rule = None if tolerance is None else (tolerance, f"tolerance {number(tolerance)}")
@@ -138,16 +160,20 @@ def gap_figure(log: Log, tolerance: float | None) -> list[Figure]:
 def time_figure(log: Log) -> list[Figure]:
     """Seconds per phase, stacked; what `time/step_s` holds beyond the phases is `other`."""
     names = [n for n in log.names if n.startswith("time/") and n != "time/step_s"]
+    names.sort(key=lambda n: PHASES.index(n) if n in PHASES else len(PHASES))
     rows = [[row["step"], *(row.get(n, 0.0) for n in names), row.get("time/step_s", 0.0)] for row in log.rows]
     if not names:
         return []
-    table = thin(np.array(rows))
+    table = thin(np.array(rows, dtype=np.float64))
     phases = [n.removeprefix("time/").removesuffix("_s") for n in names] + ["other"]
     seconds = np.column_stack([table[:, 1:-1], np.maximum(0, table[:, -1] - table[:, 1:-1].sum(1))])
     lines = [Line(p, np.column_stack([table[:, 0], s]), FILLS[i % len(FILLS)])
              for i, (p, s) in enumerate(zip(phases, seconds.T, strict=True)) if s.any()]  # fmt: skip
+    if not lines:
+        return []
     total = sum(float(np.nansum(line.points[:, 1])) for line in lines)
-    legend = tuple((ln.colour, "", f"{ln.name} {number(100 * float(np.nansum(ln.points[:, 1])) / total)} %") for ln in lines)
+    shares = [100 * float(np.nansum(line.points[:, 1])) / total for line in lines]
+    legend = tuple((swatch(li, area=True), f"{li.name} {share:.0f} %") for li, share in zip(lines, shares, strict=True))
     panel = Panel("seconds per step", lines, TALL, (0,), stacked=True)
     caption = "Stacked in the order of the legend, from the bottom; shares of the whole run."
     return [Figure("Time per phase", chart("Time per phase", [panel]), caption, legend)]
@@ -157,7 +183,9 @@ def safety_figure(log: Log) -> list[Figure]:
     """Share of replies per safety flag; flags that were never raised are named, not drawn."""
     names = [n for n in log.names if n.startswith("safety/")]
     series = {n.removeprefix("safety/").replace("_", " "): log.series(n) for n in names}
-    raised = sorted((f for f, s in series.items() if np.nansum(s[:, 1]) > 0), key=lambda f: -np.nanmean(series[f][:, 1]))
+    raised = sorted(
+        (f for f, s in series.items() if np.nansum(s[:, 1]) > 0), key=lambda f: -np.nanmean(series[f][:, 1])
+    )
     if not series:
         return []
     lines = []
@@ -166,7 +194,7 @@ def safety_figure(log: Log) -> list[Figure]:
         lines.append(Line(flag, points, LINES[i % len(LINES)], DASHES[i % len(DASHES)]))
     never = [f for f in series if f not in raised]
     caption = f"Never raised: {', '.join(never)}." if never else ""
-    legend = tuple((ln.colour, ln.dash, ln.name) for ln in lines)
+    legend = tuple((swatch(line), line.name) for line in lines)
     panel = Panel("flagged, % of replies", lines, TALL, (0, 1))
     return [Figure("Safety flags", chart("Safety flags", [panel]), caption, legend)]
 
@@ -178,9 +206,25 @@ def warmup_figures(log: Log) -> list[Figure]:
              for i, (metric, name) in enumerate(names) if metric in log.names]  # fmt: skip
     panels = [Panel("loss, nats per token", lines)] if lines else []
     if "valid/perplexity" in log.names:
-        panels.append(Panel("held-out perplexity", [Line("held-out perplexity", thin(log.series("valid/perplexity")))], 64))
-    legend = tuple((ln.colour, ln.dash, ln.name) for ln in lines)
+        panels.append(
+            Panel("held-out perplexity", [Line("held-out perplexity", thin(log.series("valid/perplexity")))], 64)
+        )
+    legend = tuple((swatch(line), line.name) for line in lines)
     return [Figure("Supervised warm-up", chart("Supervised warm-up", panels), "", legend)] if panels else []
+
+
+def thin(series: NDArray[np.float64], *, worst: bool = False) -> NDArray[np.float64]:
+    """Average `[N, K]` rows over at most 240 equal bins of steps, so that a long run stays a light page.
+
+    With `worst` the bins keep their largest value, for metrics whose spikes matter. NaN makes its bin NaN. The first
+    and the last step stay where they are.
+    """
+    if len(series) <= MAX_POINTS:
+        return series
+    bins = np.array_split(series, MAX_POINTS)
+    thinned = np.array([[b[:, 0].mean(), *(b[:, 1:].max(0) if worst else b[:, 1:].mean(0))] for b in bins])
+    thinned[[0, -1], 0] = series[[0, -1], 0]
+    return thinned
 
 
 def _pair(log: Log, title: str, caption: str, curves: Sequence[Curve]) -> list[Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from eval.run_directory import Reply, ReplyKey, Run
 
 FIXED = "fixed/"  # prompt ids of prompts that are asked in every step
+CANDIDATES = 60  # replies looked at to find different texts: a collapsed policy may have one text only
 STAGES = ("Early", "Middle", "Late")
 
 
@@ -57,13 +59,15 @@ def progressions(run: Run, keys: Sequence[ReplyKey], others: int = 2) -> list[Pr
 def extreme_replies(run: Run, keys: Sequence[ReplyKey], count: int = 3, recent: int = 5) -> list[Extremes]:
     """Return the best and the worst replies of the run, and the worst of its last `recent` steps; no text twice in a
     group."""
-    steps = sorted({key.step for key in keys})[-recent:]
-    late = [key for key in keys if key.step in steps]
-    best = heapq.nlargest(4 * count, keys, key=lambda k: k.reward)
-    worst = (heapq.nsmallest(4 * count, some, key=lambda k: k.reward) for some in (keys, late))
-    titles = ("Best of the run", "Worst of the run", f"Worst of the last {len(steps)} steps")
-    groups = [Extremes(t, _distinct(run, some)[:count]) for t, some in zip(titles, (best, *worst), strict=True)]
-    return groups if keys else []
+    finite = [key for key in keys if math.isfinite(key.reward)]
+    steps = sorted({key.step for key in finite})[-recent:]
+    late = [key for key in finite if key.step in steps]
+    groups = (
+        ("Best of the run", heapq.nlargest(CANDIDATES, finite, key=lambda k: k.reward)),
+        ("Worst of the run", heapq.nsmallest(CANDIDATES, finite, key=lambda k: k.reward)),
+        (f"Worst of the last {len(steps)} steps", heapq.nsmallest(CANDIDATES, late, key=lambda k: k.reward)),
+    )
+    return [Extremes(title, _distinct(run, found, count)) for title, found in groups if found]
 
 
 def _median(keys: Iterable[ReplyKey]) -> ReplyKey:
@@ -71,5 +75,10 @@ def _median(keys: Iterable[ReplyKey]) -> ReplyKey:
     return ranked[(len(ranked) - 1) // 2]
 
 
-def _distinct(run: Run, keys: Iterable[ReplyKey]) -> tuple[Reply, ...]:
-    return tuple({reply.reply: reply for reply in map(run.read, reversed(list(keys)))}.values())[::-1]
+def _distinct(run: Run, keys: Iterable[ReplyKey], count: int) -> tuple[Reply, ...]:
+    found: dict[str, Reply] = {}
+    for reply in map(run.read, keys):
+        found.setdefault(reply.reply, reply)
+        if len(found) == count:
+            break
+    return tuple(found.values())

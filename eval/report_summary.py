@@ -19,20 +19,32 @@ ENDINGS = {
     RunState.FINISHED: "The run finished",
     RunState.FAILED: "The run failed",
     RunState.DIVERGED: "The run diverged and was stopped",
-    RunState.UNRECORDED: "The run left no word of how it ended",
+    RunState.UNRECORDED: "The run has left no word of how it ended",
 }
+DRIFT = (  # metric, words, factor
+    ("policy/kl", "the KL to the reference went from {} to {} nats", 1.0),
+    ("rollout/length", "the mean reply went from {} to {} tokens", 1.0),
+    ("rollout/truncated", "the share cut at the token budget from {} to {} %", 100.0),
+)
+ENDS = (  # metric, label, unit, factor
+    ("policy/kl", "KL to the reference", "nats", 1.0),
+    ("rollout/length", "Reply length", "tokens", 1.0),
+    ("rollout/truncated", "Cut at the token budget", "%", 100.0),
+)
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 @dataclass(frozen=True)
 class Change:
-    """Mean reward of the first and of the last `window` steps, and a 95 % interval of last minus first."""
+    """Mean reward of the first and of the last `window` steps, and a 95 % interval of last minus first; `by_reply`
+    when it accounts for the spread of the replies within the steps."""
 
     window: int
     first: float
     last: float
     low: float
     high: float
+    by_reply: bool
 
     @property
     def difference(self) -> float:
@@ -54,7 +66,7 @@ def step_rewards(log: Log, keys: Iterable[ReplyKey]) -> list[list[float]]:
     return rewards
 
 
-def reward_change(rewards: Sequence[Sequence[float]], *, draws: int = 4000, seed: int = 0) -> Change | None:
+def reward_change(rewards: Sequence[Sequence[float]], *, draws: int = 2000, seed: int = 0) -> Change | None:
     """Compare the first and the last five steps (the halves of a shorter run); None with fewer than two finite steps.
 
     Every step weighs the same. The interval is a two-stage percentile bootstrap: each draw takes steps with
@@ -74,7 +86,8 @@ def reward_change(rewards: Sequence[Sequence[float]], *, draws: int = 4000, seed
     first, last = steps[:window], steps[-window:]
     low, high = np.percentile(resampled(last) - resampled(first), [2.5, 97.5])
     mean_first, mean_last = (float(np.mean([r.mean() for r in end])) for end in (first, last))
-    return Change(window, mean_first, mean_last, float(low), float(high))
+    by_reply = all(len(r) > 1 for r in (*first, *last))
+    return Change(window, mean_first, mean_last, float(low), float(high), by_reply)
 
 
 def two_ends(log: Log, name: str) -> tuple[float, float] | None:
@@ -93,22 +106,26 @@ def flagged_share(keys: Iterable[ReplyKey]) -> Log:
     return Log(tuple({"step": step, "flagged": sum(f) / len(f)} for step, f in by_step.items()))
 
 
-def summary(run: Run, change: Change | None, keys: Sequence[ReplyKey]) -> list[str]:
+def summary(run: Run, change: Change | None) -> list[str]:
     """Return the sentences that tell how the run went, every number from the data."""
     done, planned = len(run.metrics.rows), run.settings.get("steps")
     of = f" of {planned}" if isinstance(planned, int) else ""
-    told = [f"{ENDINGS[run.state]}; {done}{of} steps are logged."]
+    told = [f"{ENDINGS[run.state]}, with {done}{of} steps logged."]
+    rewards = run.metrics.series("reward/mean")[:, 1]
+    if broken := int((~np.isfinite(rewards)).sum()):
+        told.append(
+            f"In {broken} of them the mean reward is not a finite number; the comparison leaves such steps out."
+        )
     if not done:
         return [*told, "There is nothing to show until the first step is complete."]
     if change is None:
         return [*told, "Two steps with a finite reward are needed before a change can be told."]
     count, steps = COUNTS[change.window], "step" if change.window == 1 else "steps"
-    on_file = len({key.step for key in keys}) == done
     told.append(
         f"Mean reward went from {number(change.first)} in the first {count} {steps} to {number(change.last)} in the "
         f"last {count}: a difference of {number(change.difference, signed=True)}, with a 95 % bootstrap interval of "
         f"{number(change.low, signed=True)} to {number(change.high, signed=True)} "
-        f"(resampling steps{' and the replies in them' if on_file else ''})."
+        f"(resampling steps{' and the replies in them' if change.by_reply else ''})."
     )
     if change.low <= 0 <= change.high:
         told.append("The interval holds 0: these steps do not show that the reward changed.")
@@ -116,58 +133,65 @@ def summary(run: Run, change: Change | None, keys: Sequence[ReplyKey]) -> list[s
         told.append(f"The interval lies above 0, but it rests on {count} {steps} at either end of a single run.")
     else:
         told.append("The interval lies below 0: the reward fell.")
-    if drift := [text for text in (_moved(run.metrics, *m) for m in DRIFT) if text]:
-        told.append(f"Over the same stretch {'; '.join(drift)}.")
-    told.append("Training seeks this very reward, so a rise is no proof of better replies: read them below, and rely "
-                "on judges that took no part in training.")  # fmt: skip
     return told
 
 
-DRIFT = (
-    ("policy/kl", "the KL divergence from the reference went from {} to {} nats", 1.0),
-    ("rollout/length", "the mean reply from {} to {} tokens", 1.0),
-    ("rollout/truncated", "the share of replies cut at the token budget from {} % to {} %", 100.0),
-)
+def caution(run: Run, keys: Sequence[ReplyKey]) -> list[str]:
+    """Return the sentences on what changed besides the reward, and on what a risen reward does not prove."""
+    ends = [(text, two_ends(run.metrics, name), scale) for name, text, scale in DRIFT]
+    ends.append(
+        ("the share of replies with a safety flag from {} to {} %", two_ends(flagged_share(keys), "flagged"), 100)
+    )
+    drift = [text.format(*(number(scale * value) for value in found)) for text, found, scale in ends if found]
+    if not drift:
+        return []
+    *most, final = drift
+    return [
+        f"Over the same stretch {', '.join(most)}{' and ' * bool(most)}{final}.",
+        "Training seeks this very reward, so a rise is no proof of better replies: "
+        "read them below, and trust judges that took no part in training.",
+    ]
 
 
-def _moved(log: Log, name: str, sentence: str, scale: float) -> str:
-    found = two_ends(log, name)
-    return sentence.format(*(number(scale * v) for v in found)) if found else ""
+@dataclass(frozen=True)
+class KeyNumber:
+    """One of the few numbers to see first."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
 
 
-def key_numbers(run: Run, change: Change | None, keys: Sequence[ReplyKey]) -> list[tuple[str, str, str]]:
-    """Return (label, value, note) of the few numbers to see first; those that the run does not have are left out."""
+def key_numbers(run: Run, change: Change | None, keys: Sequence[ReplyKey]) -> list[KeyNumber]:
+    """Return the few numbers to see first; where they change, those of the last five steps. None without data."""
     log = run.metrics
-    tiles = []
+    ends = [(label, unit, scale, two_ends(log, name)) for name, label, unit, scale in ENDS]
+    ends.append(("Replies with a safety flag", "%", 100, two_ends(flagged_share(keys), "flagged")))
+    found = []
     if change:
-        note = f"{number(change.first)} in the first {COUNTS[change.window]}"
-        tiles.append((f"Reward, last {COUNTS[change.window]} steps", number(change.last), note))
-    for name, label, unit, scale in ENDS:
-        if found := two_ends(log, name):
-            tiles.append((label, f"{number(scale * found[1])} {unit}", f"{number(scale * found[0])} {unit} at first"))
-    if found := two_ends(flagged_share(keys), "flagged"):
-        tiles.append(("Replies with a safety flag", f"{number(100 * found[1])} %", f"{number(100 * found[0])} % at first"))
+        found.append(KeyNumber("Mean reward", number(change.last), "", f"{number(change.first)} at first"))
+    for label, unit, scale, pair in ends:
+        if pair:
+            found.append(KeyNumber(label, number(scale * pair[1]), unit, f"{number(scale * pair[0])} at first"))
     gaps = log.series("publish/logprob_gap")
-    if len(gaps) and np.isfinite(gaps[:, 1]).any():
-        step, gap = gaps[np.nanargmax(gaps[:, 1])]
-        tiles.append(("Largest log-prob gap", f"{number(gap)} nats", f"at step {step:.0f}; see the chart"))
+    if len(gaps := gaps[np.isfinite(gaps[:, 1])]):
+        step, gap = gaps[gaps[:, 1].argmax()]
+        found.append(KeyNumber("Largest log-prob gap", number(gap), "nats", f"at step {step:.0f}"))
     if keys:
-        tiles.append(("Replies scored", f"{len(keys):,}", f"to {len({key.prompt_id for key in keys}):,} prompts"))
-    if len(seconds := log.series("time/step_s")):
-        tiles.append(("Time in steps", duration(float(np.nansum(seconds[:, 1]))), f"{duration(float(np.nanmedian(seconds[:, 1])))} a step"))
-    return tiles
+        prompts = len({key.prompt_id for key in keys})
+        found.append(KeyNumber("Replies scored", f"{len(keys):,}", "", f"to {prompts:,} prompts"))
+    seconds = log.series("time/step_s")[:, 1]
+    if len(seconds := seconds[np.isfinite(seconds)]):
+        value, unit = duration(float(seconds.sum()))
+        each = " ".join(duration(float(np.median(seconds))))
+        found.append(KeyNumber("Time in these steps", value, unit, f"{each} in the median step"))
+    return found
 
 
-ENDS = (
-    ("policy/kl", "KL to the reference", "nats", 1.0),
-    ("rollout/length", "Reply length", "tokens", 1.0),
-    ("rollout/truncated", "Cut at the token budget", "%", 100.0),
-)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as people say them: `42 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{number(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def duration(seconds: float) -> tuple[str, str]:
+    """Return seconds as (number, unit), in the unit that people would use: s, min or h."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}", unit
+    return number(seconds), "s"

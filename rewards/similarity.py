@@ -100,13 +100,18 @@ class Similarity:
         references = {w: vectors[w] if w in vectors else self._references[w] for w in wanted}
         self._remember(references)
         return [
-            Score(min(1.0, max(0.0, float(vectors[r.text] @ references[r.prompt.reference]))) if r.text.strip() else 0.0)
+            Score(_cosine(vectors[r.text], references[r.prompt.reference])) if r.text.strip() else Score(0.0)
             for r in rollouts
         ]
 
     def _remember(self, references: dict[str, Tensor]) -> None:
         for text, vector in references.items():
-            self._references[text] = vector.clone()  # a row alone, not the batch it is a view of
+            if text not in self._references:
+                self._references[text] = vector.clone()  # the row alone, not the batch it is a view of
             self._references.move_to_end(text)
         while len(self._references) > _CACHED_REFERENCES:
             self._references.popitem(last=False)
+
+
+def _cosine(unit: Tensor, other_unit: Tensor) -> float:
+    return min(1.0, max(0.0, float(unit @ other_unit)))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_MAX_LOG_RATIO = 20.0  # exp overflows float32 at 88, and an infinite ratio makes NaN of a clipped gradient
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
@@ -51,7 +53,7 @@ def policy_loss(
 
     `dual_clip` c > 1 bounds the objective from below by c * A where A < 0 (Ye et al. 2020, arXiv:1912.09729).
     """
-    log_ratio_BT = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0)
+    log_ratio_BT = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     ratio_BT = log_ratio_BT.exp()
     advantages_BT = torch.where(mask_BT, advantages_BT, 0)
     plain_BT = ratio_BT * advantages_BT
@@ -81,7 +83,7 @@ def value_loss(
     if clip is None:
         return ValueLoss(0.5 * error_BT.sum() / tokens, error_BT.new_zeros(()))
     old_values_BT = torch.where(mask_BT, old_values_BT, 0)
-    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+    clipped_BT = torch.clamp(values_BT, old_values_BT - clip, old_values_BT + clip)  # old + (V - old) would round
     clipped_error_BT = (clipped_BT - returns_BT).square()
     clip_fraction = ((clipped_error_BT > error_BT) & mask_BT).sum() / tokens
     return ValueLoss(0.5 * torch.maximum(error_BT, clipped_error_BT).sum() / tokens, clip_fraction.detach())

@@ -34,8 +34,8 @@ class CorpusConfig:
                 raise ValueError(f"corpus.{knob} must lie between 0 and 1, both excluded, is {share}; try 0.15")
         if self.valid_share + self.test_share >= 1:
             raise ValueError(
-                f"corpus.valid_share + corpus.test_share must stay below 1, are {self.valid_share} + {self.test_share}; "
-                "leave a share for training"
+                "corpus.valid_share + corpus.test_share must stay below 1, are "
+                f"{self.valid_share} + {self.test_share}; leave a share for training"
             )
 
 
@@ -71,12 +71,10 @@ class PromptsConfig:
             raise ValueError(f"prompts.fixed must hold no empty text, is {self.fixed}; remove the empty one")
         if self.fixed_share and not self.fixed:
             raise ValueError(
-                f"prompts.fixed_share must be 0 when prompts.fixed is empty, is {self.fixed_share}; add a text or set it to 0"
+                f"prompts.fixed_share must be 0 when prompts.fixed is empty, is {self.fixed_share}; add a text or set 0"
             )
         if self.max_context_tokens < 1:
-            raise ValueError(
-                f"prompts.max_context_tokens must be at least 1, is {self.max_context_tokens}; try 512"
-            )
+            raise ValueError(f"prompts.max_context_tokens must be at least 1, is {self.max_context_tokens}; try 512")
         if self.min_reference_words < 0:
             raise ValueError(
                 f"prompts.min_reference_words must not be negative, is {self.min_reference_words}; 0 keeps every reply"

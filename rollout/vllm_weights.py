@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rollout.weight_stream import SharedMemoryUpdate, SyncClient, WeightStream, read_shared_memory
+from rollout.weight_stream import EngineSyncClient, SharedMemoryUpdate, WeightStream, read_shared_memory
 
 SHARED_MEMORY = "shared_memory"
 
@@ -98,18 +98,19 @@ class StreamSource(WeightSource):
 
 
 def cuda_trainer(
-    backend: str, stream: WeightStream, client: SyncClient, *, rank: int, address: str, port: int, engine_workers: int
+    backend: str, stream: WeightStream, client: EngineSyncClient, *, rank: int
 ) -> TrainerWeightTransferEngine[Any]:
     """vLLM's trainer engine for CUDA learners: `nccl` (packed, between devices or nodes) or `ipc` (one device, colocated).
 
-    `engine_workers` counts the workers of all engines (engines x tensor parallel size). Called on every rank.
+    Called on every rank; rank 0 opens the endpoint and drives the engines.
     """
     info: TrainerInitInfo
     if backend == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_ip, get_open_port
 
         info = NCCLTrainerInitInfo(
-            rank=rank, master_address=address, master_port=port, world_size=engine_workers + 1, packed=True
+            rank=rank, master_address=get_ip(), master_port=get_open_port(), world_size=client.workers + 1, packed=True
         )
     elif backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -118,3 +119,9 @@ def cuda_trainer(
     else:
         raise ValueError(f"rollout.weight_transfer must be nccl or ipc on CUDA, is {backend!r}")
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=StreamSource(stream))
+
+
+def cuda_publish(trainer: TrainerWeightTransferEngine[Any], client: EngineSyncClient, version: int) -> None:
+    """Send every weight as policy `version`. Called on every rank."""
+    trainer.client = client.at(version)
+    trainer.send_weights()

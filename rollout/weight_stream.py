@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,11 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Room it takes in a chunk."""
+        return _aligned(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
 
 class WeightStream(Protocol):
     """A re-iterable source of weights. A fresh pass each time; every rank iterates in lockstep."""
@@ -59,9 +64,22 @@ class SyncClient(Protocol):
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
+class EngineSyncClient(SyncClient, Protocol):
+    """A control plane that knows its engines."""
+
+    @property
+    def workers(self) -> int:
+        """Workers of all engines: the receivers of an NCCL publish."""
+        ...
+
+    def at(self, version: int) -> EngineSyncClient:
+        """The same engines; an update that names no version finishes as `version`."""
+        ...
+
+
 @dataclass(frozen=True)
 class SharedMemoryUpdate:
-    """One chunk of a publish: where it lies and how to read it. `last` and `first` bound the publish."""
+    """One chunk of a publish: where it lies and how to read it. `only_chunk`: the publish has no other."""
 
     path: str
     names: list[str]
@@ -75,56 +93,58 @@ class SharedMemorySender:
     """Sends a stream through anonymous shared memory to engines on the same node.
 
     The memory is a memfd that engines open through /proc/PID/fd: it vanishes with this process, however that ends.
-    At most `chunk_bytes` (or one group, if that is larger) are staged at a time.
+    Tensors are copied as they come (a gathered ZeRO-3 tensor does not outlive its turn), `chunk_bytes` at a time.
     """
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._chunk_bytes = chunk_bytes
         self._fd = os.memfd_create("attune-weights")
-        self._capacity = 0
-        self._map: mmap.mmap | None = None
+        self._staging = torch.empty(0, dtype=torch.uint8)
 
-    def send(self, groups: Iterator[WeightGroup], client: SyncClient, version: int) -> int:
-        """Publish every group as policy `version`; returns the bytes sent."""
-        client.start_weight_update()
-        sent = 0
-        chunk: list[tuple[str, Tensor]] = []
-        flushed = False
-        for group in groups:
-            if chunk and _bytes(chunk) + _bytes(group.tensors) > self._chunk_bytes:
-                sent += self._flush(chunk, client, only_chunk=False)
-                chunk, flushed = [], True
-            chunk.extend(group.tensors)
-        if chunk:
-            sent += self._flush(chunk, client, only_chunk=not flushed)
-        client.finish_weight_update(str(version))
-        return sent
+    def send(self, stream: WeightStream, client: SyncClient, version: int) -> int:
+        """Publish the stream as policy `version`; returns the bytes sent.
 
-    def _flush(self, tensors: Sequence[tuple[str, Tensor]], client: SyncClient, *, only_chunk: bool) -> int:
-        staging = self._staging(_bytes(tensors))
-        offsets, offset = [], 0
-        for _, tensor in tensors:
-            size = tensor.numel() * tensor.element_size()
-            staging[offset : offset + size].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
-            offsets.append(offset)
-            offset += _aligned(size)
-        update = SharedMemoryUpdate(
-            path=f"/proc/{os.getpid()}/fd/{self._fd}",
-            names=[name for name, _ in tensors],
-            dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
-            shapes=[list(tensor.shape) for _, tensor in tensors],
-            offsets=offsets,
-            only_chunk=only_chunk,
-        )
-        client.update_weights(asdict(update))
-        return offset
+        When an engine fails, the rest of the stream is still iterated, since the other ranks do; then it raises.
+        """
+        total = sum(spec.bytes for spec in stream.specs())
+        largest = max((spec.bytes for spec in stream.specs()), default=0)
+        self._reserve(max(min(total, self._chunk_bytes), largest))
+        groups = iter(stream)
+        try:
+            client.start_weight_update()
+            update, used = _empty_update(self._path, only_chunk=total <= self._staging.numel()), 0
+            for group in groups:
+                for name, tensor in group.tensors:
+                    size = tensor.numel() * tensor.element_size()
+                    if used + size > self._staging.numel():
+                        client.update_weights(asdict(update))
+                        update, used = _empty_update(self._path, only_chunk=False), 0
+                    self._staging[used : used + size].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
+                    update.names.append(name)
+                    update.dtypes.append(str(tensor.dtype).removeprefix("torch."))
+                    update.shapes.append(list(tensor.shape))
+                    update.offsets.append(used)
+                    used += _aligned(size)
+            client.update_weights(asdict(update))
+            client.finish_weight_update(str(version))
+        except BaseException:
+            for _ in groups:
+                pass
+            raise
+        return total
 
-    def _staging(self, size: int) -> Tensor:
-        if size > self._capacity or self._map is None:
+    @property
+    def _path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def _reserve(self, size: int) -> None:
+        if size > self._staging.numel():
             os.ftruncate(self._fd, size)
-            self._map = mmap.mmap(self._fd, size)
-            self._capacity = size
-        return torch.frombuffer(self._map, dtype=torch.uint8)
+            self._staging = torch.frombuffer(mmap.mmap(self._fd, size), dtype=torch.uint8)
+
+
+def _empty_update(path: str, *, only_chunk: bool) -> SharedMemoryUpdate:
+    return SharedMemoryUpdate(path, [], [], [], [], only_chunk)
 
 
 def read_shared_memory(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
@@ -145,7 +165,3 @@ def read_shared_memory(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _bytes(tensors: Sequence[tuple[str, Tensor]]) -> int:
-    return sum(_aligned(tensor.numel() * tensor.element_size()) for _, tensor in tensors)

@@ -180,7 +180,7 @@ def load_balancing_loss(router_probs_LE: Tensor, token_share_LE: Tensor) -> floa
     return math.fsum(layers) / len(layers)
 
 
-# Inputs and comparison. A test draws a mask and a seed; numbers come from the seed, so that none sits exactly on a kink.
+# Inputs and comparison. A test draws a mask and a seed; numbers come from the seed, so none sits on a kink.
 
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -24,7 +24,7 @@ def load(config: CorpusConfig) -> Corpus:
     path = Path(config.path).expanduser()
     match config.format:
         case "sample":
-            licence = "written for this project, under the project's licence"
+            licence = "Apache-2.0 (written for this project)"
             return load_esconv(SAMPLE / "esconv.json", config, name="sample", licence=licence)
         case "esconv":
             return load_esconv(path, config)

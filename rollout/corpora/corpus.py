@@ -75,9 +75,15 @@ def cut(ordered: Sequence[Dialogue], config: CorpusConfig) -> dict[str, list[Dia
 
 
 def assemble(
-    name: str, splits: Mapping[str, Sequence[Dialogue]], provenance: Mapping[str, str | Mapping[str, str | int]]
+    name: str,
+    splits: Mapping[str, Sequence[Dialogue]],
+    *,
+    source: str,
+    files: Mapping[str, str],
+    rule: str,
+    licence: str,
 ) -> Corpus:
-    """Name each dialogue `NAME/SPLIT/ID`, count them into the provenance, and check the whole."""
+    """Name each dialogue `NAME/SPLIT/ID`, write the provenance, and check the whole."""
     named = {
         split: tuple(replace(dialogue, id=f"{name}/{split}/{dialogue.id}") for dialogue in dialogues)
         for split, dialogues in splits.items()
@@ -86,7 +92,13 @@ def assemble(
         train=named["train"],
         valid=named["valid"],
         test=named["test"],
-        provenance={**provenance, "dialogues": {split: len(dialogues) for split, dialogues in named.items()}},
+        provenance={
+            "format": source,
+            "files": files,
+            "dialogues": {split: len(dialogues) for split, dialogues in named.items()},
+            "split": rule,
+            "licence": licence,
+        },
     )
 
 

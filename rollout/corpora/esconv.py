@@ -1,10 +1,10 @@
 """ESConv (Liu et al. 2021, arXiv:2106.01144): emotional-support dialogues between crowd workers, rated by the seekers.
 
-One JSON list of dialogues as published. Labels of a dialogue: `emotion`, `problem`, `situation`, `experience` (where the
-file has it) and the seeker's survey, `survey_empathy`, `survey_relevance`, `survey_initial_emotion_intensity`,
-`survey_final_emotion_intensity` (1-5; empathy and relevance are missing in 150 dialogues). Labels of a turn: `strategy`
-(supporter), `dialogue_act` (where the annotation has it), and `stars` (seeker, 1-5), which rates the supporter's turns
-*before* it.
+One JSON list of dialogues as published. Labels of a dialogue: `emotion`, `problem`, `situation`, `experience` and
+`topic` (where the file has them) and the seeker's survey, `survey_empathy`, `survey_relevance`,
+`survey_initial_emotion_intensity`, `survey_final_emotion_intensity` (1-5; empathy and relevance are missing in 150
+dialogues). Labels of a turn: `strategy` (supporter), `stars` (seeker, 1-5), which rates the supporter's turns *before*
+it, and `dialogue_act` in HOPE's upper-case codes (where somebody added a `dialog_act` to the annotation).
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ DIALOGUE_LABELS = {
     "problem_type": "problem",
     "situation": "situation",
     "experience_type": "experience",
+    "topic": "topic",
 }
-TURN_LABELS = {"strategy": "strategy", "feedback": "stars", "dialogue_act": "dialogue_act"}
+TURN_LABELS = {
+    "strategy": "strategy",
+    "feedback": "stars",
+    "dialog_act": "dialogue_act",
+    "dialogue_act": "dialogue_act",
+}
 
 
 def load_esconv(
@@ -43,11 +49,13 @@ def load_esconv(
         split: [Dialogue(f"{index:04d}", dialogue.turns, dialogue.labels) for index, dialogue in enumerate(members)]
         for split, members in cut(shuffled(dialogues, config.split_seed), config).items()
     }
-    rule = f"random.seed({config.split_seed}), shuffle; valid {config.valid_share}, test {config.test_share}, rest train"
     return assemble(
         name,
         splits,
-        {"format": "esconv", "files": fingerprints([file], file.parent), "split": rule, "licence": licence},
+        source="esconv",
+        files=fingerprints([file], file.parent),
+        rule=f"random.seed({config.split_seed}) shuffle: valid {config.valid_share}, test {config.test_share}, train",
+        licence=licence,
     )
 
 
@@ -90,6 +98,8 @@ def _turn(row: Any, where: str) -> Turn:
         for key, label in TURN_LABELS.items()
         if key in annotation
     }
+    if act := labels.get("dialogue_act"):
+        labels["dialogue_act"] = act.upper()
     return Turn(SPEAKERS[speaker], _text(row.get("content"), where, "content"), labels)
 
 

@@ -1,9 +1,9 @@
 """HOPE (Malhotra et al. 2022, arXiv:2111.06647): counselling sessions, each utterance with a dialogue act.
 
-One CSV per session, columns `ID,Type,Utterance,Dialog_Act` (or `Dialogue_Act`), `Type` T (therapist) or P (patient); all
-in one folder, or in folders Train, Validation and Test, which then are the splits. Labels of a turn: `dialogue_act`, one
-of the twelve canonical acts, and `dialogue_act_raw`, the cell as published. Where a cell names several acts the first
-counts. A code that is none of ours is kept as it is and reported in the log.
+One CSV per session, columns `ID,Type,Utterance,Dialog_Act` (or `Dialogue_Act`), `Type` T (therapist) or P (patient);
+all in one folder, or in folders Train, Validation and Test, which then are the splits. Labels of a turn:
+`dialogue_act`, one of the twelve canonical acts, and `dialogue_act_raw`, the cell as published. Where a cell names
+several acts the first counts. A code that is none of ours is kept as it is and reported in the log.
 
 `yna` (answer to a yes/no question) becomes PA or NA by the answer's polarity: the first word of its first sentence that
 affirms (yes, yeah, ...) or negates (no, not, never, anything in n't) decides; an answer with neither states a fact, and
@@ -42,8 +42,8 @@ SPELLINGS = {
     "GC": ("gc",),
 }
 CANONICAL = {spelling: act for act, spellings in SPELLINGS.items() for spelling in spellings}
-AFFIRMS = frozenset("yes yeah yea yep yup yah sure definitely absolutely certainly right ok okay mhm exactly".split())
-NEGATES = frozenset("no nope nah not never nothing none neither cannot".split())
+AFFIRMS = {"yes", "yeah", "yea", "yep", "yup", "yah", "sure", "definitely", "absolutely", "certainly", "ok", "okay"}
+NEGATES = {"no", "nope", "nah", "not", "never", "nothing", "none", "neither", "cannot"}
 
 
 def load_hope(path: Path, config: CorpusConfig) -> Corpus:
@@ -54,7 +54,9 @@ def load_hope(path: Path, config: CorpusConfig) -> Corpus:
     """
     files = sorted(file for file in path.rglob("*.csv") if not file.name.startswith("."))
     if not files:
-        raise FileNotFoundError(f"corpus.path must be a folder with HOPE's session files, there is no .csv under {path}")
+        raise FileNotFoundError(
+            f"corpus.path must be HOPE's folder of sessions, there is no .csv under {path}; correct it"
+        )
     homes = {file: SPLIT_FOLDERS.get(file.relative_to(path).parts[0].lower(), "") for file in files}
     sessions: dict[str, Path] = {}
     unknown: collections.Counter[str] = collections.Counter()
@@ -64,7 +66,9 @@ def load_hope(path: Path, config: CorpusConfig) -> Corpus:
         session = re.sub(r"^(copy of\s+)+", "", file.stem, flags=re.IGNORECASE).strip()
         twin = sessions.setdefault(session, file)
         if twin != file:
-            raise CorpusError(f"a session may come once, {place(twin)} and {place(file)} are both {session}; remove one")
+            raise CorpusError(
+                f"a session may come once, {place(twin)} and {place(file)} are both {session}; remove one of them"
+            )
         turns = _turns(file, unknown)
         (splits[split] if split else unsplit).append(Dialogue(session, turns))
     if unsplit and len(unsplit) < len(files):
@@ -79,8 +83,7 @@ def load_hope(path: Path, config: CorpusConfig) -> Corpus:
         splits = cut(hashed(unsplit, config.split_seed), config)
         rule = f"by sha256(seed {config.split_seed}/session); valid {config.valid_share}, test {config.test_share}"
     licence = "HOPE: on request from its authors, not for redistribution"
-    provenance = {"format": "hope", "files": fingerprints(files, path), "split": rule, "licence": licence}
-    return assemble("hope", splits, provenance)
+    return assemble("hope", splits, source="hope", files=fingerprints(files, path), rule=rule, licence=licence)
 
 
 def dialogue_act(cell: str, answer: str) -> str:
@@ -109,8 +112,8 @@ def _turns(file: Path, unknown: collections.Counter[str]) -> tuple[Turn, ...]:
     act = next((name for name in ("dialog_act", "dialogue_act") if name in header), "")
     if not act or not {"type", "utterance"} <= set(header):
         raise CorpusError(
-            f"{place(file)} line 1: the columns must be ID, Type, Utterance and Dialog_Act or Dialogue_Act, are {header}; "
-            "name them in the first line"
+            f"{place(file)} line 1: the columns must be ID, Type, Utterance and Dialog_Act or Dialogue_Act, are "
+            f"{header}; name them in the first line"
         )
     turns = []
     for cells in reader:

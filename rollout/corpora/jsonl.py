@@ -1,6 +1,6 @@
 """Any corpus of your own, one dialogue a line:
 
-    {"id": "17", "turns": [{"speaker": "client", "text": "..."}, {"speaker": "therapist", "text": "..."}], "emotion": "grief"}
+    {"id": "17", "emotion": "grief", "turns": [{"speaker": "client", "text": "..."}, {"speaker": "therapist", ...}]}
 
 `id` is unique in the corpus; `speaker` is client or therapist. Every further key of the dialogue (`emotion`, `problem`,
 ...) and of a turn (`strategy`, `stars`, ...) is a label: a text or a number.
@@ -39,9 +39,14 @@ def load_jsonl(path: Path, config: CorpusConfig) -> Corpus:
     else:
         splits = cut(hashed(read[0], config.split_seed), config)
         rule = f"by sha256(seed {config.split_seed}/id); valid {config.valid_share}, test {config.test_share}"
-    licence = "the user's own corpus: licence not stated"
-    provenance = {"format": "jsonl", "files": fingerprints(files, files[0].parent), "split": rule, "licence": licence}
-    return assemble(path.stem, splits, provenance)
+    return assemble(
+        path.stem,
+        splits,
+        source="jsonl",
+        files=fingerprints(files, files[0].parent),
+        rule=rule,
+        licence="the user's own corpus: licence not stated",
+    )
 
 
 def _dialogues(file: Path, seen: dict[str, str]) -> list[Dialogue]:

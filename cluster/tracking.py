@@ -1,0 +1,219 @@
+"""Where a run's numbers go: JSONL always, the console, TensorBoard, Ray's metrics, a Tune trial, and vendors on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker(Protocol):
+    """Receives every step's metrics once, in order."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Clock:
+    """Seconds per phase of the current step: `with clock("rollout"): ...`; `lap()` gives them and starts anew."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def lap(self) -> dict[str, float]:
+        """`time/PHASE_s` of each phase, and `time/step_s` of the whole, since the last lap."""
+        now = time.perf_counter()
+        seconds = {f"time/{phase}_s": s for phase, s in self._seconds.items()} | {"time/step_s": now - self._started}
+        self._seconds, self._started = {}, now
+        return seconds
+
+
+class JsonlTracker:
+    """One JSON object per step in `metrics.jsonl`, flushed at once. Lines of `first_step` and later, left by a run that
+    was killed after its last checkpoint, are dropped."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        path = directory / METRICS_FILE
+        kept = [row for row in read_metrics(path) if row["step"] < first_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The steps of a metrics file; a torn last line (the run was killed) is not one."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class ConsoleTracker:
+    """One line per step: where the run is, how it does, and when it will be done."""
+
+    def __init__(self, first_step: int, steps: int, shown: Mapping[str, str]) -> None:
+        self._first, self._steps, self._shown = first_step, steps, shown
+        self._started = time.perf_counter()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        done = step + 1 - self._first
+        pace = (time.perf_counter() - self._started) / done
+        width = len(str(self._steps))
+        figures = "  ".join(f"{label} {metrics[name]:7.3g}" for name, label in self._shown.items() if name in metrics)
+        eta = _duration(pace * (self._steps - step - 1))
+        filled = round(20 * (step + 1) / self._steps)
+        bar = "#" * filled + "." * (20 - filled)
+        print(f"[{bar}] step {step + 1:{width}}/{self._steps}  {figures}  {pace:.1f} s/step  ETA {eta}", flush=True)
+
+    def close(self) -> None:
+        """The console stays."""
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+class TensorBoardTracker:
+    """Scalars under `tensorboard/`."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class RayMetricsTracker:
+    """Gauges on Ray's own metrics endpoint, for a cluster's Prometheus and Grafana."""
+
+    def __init__(self, run: str) -> None:
+        self._run, self._gauges = run, dict[str, Any]()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        from ray.util.metrics import Gauge
+
+        for name, value in {**metrics, "step": float(step)}.items():
+            key = "attune_" + "".join(c if c.isalnum() else "_" for c in name)
+            if key not in self._gauges:
+                self._gauges[key] = Gauge(key, tag_keys=("run",))
+            self._gauges[key].set(value, tags={"run": self._run})
+
+    def close(self) -> None:
+        """Ray withdraws the gauges with the process."""
+
+
+class TuneTracker:
+    """Reports to the Tune trial that this run is."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        from ray import tune
+
+        tune.report({"step": step, **metrics})
+
+    def close(self) -> None:
+        """Tune closes the trial."""
+
+
+class WandbTracker:
+    """Weights & Biases, when the recipe names a project."""
+
+    def __init__(self, project: str, run: str, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(project=project, name=run, config=dict(settings), resume="allow", id=run)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MlflowTracker:
+    """MLflow, when the recipe names an experiment."""
+
+    def __init__(self, experiment: str, run: str, settings: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment(experiment)
+        mlflow.start_run(run_name=run)
+        mlflow.log_params(dict(settings))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics({name.replace("/", "."): value for name, value in metrics.items()}, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class Stages:
+    """Says on the console what a run is doing before its first step, and how long each stage took."""
+
+    def __init__(self, write: Callable[[str], object] = sys.stdout.write) -> None:
+        self._write = write
+        self._zero = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        self._write(f"{what} ...\n")
+        sys.stdout.flush()
+        yield
+        now = time.perf_counter()
+        self._write(f"{what}: {now - started:.1f} s (at {now - self._zero:.0f} s)\n")
+        sys.stdout.flush()

@@ -1,0 +1,114 @@
+"""From scored rollouts to tensors and back.
+
+Axes: B rows (replies), S tokens of prompt + reply, T = S - 1 positions, position t predicting token t + 1. Rows are
+right-padded, so that a causal model needs no attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from rewards.types import ScoredRollout
+from rollout.types import Finish
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was sampled and how it was scored. `mask_BT` marks the positions whose next token the policy sampled."""
+
+    tokens_BS: Tensor  # int64, 0 on pads
+    lengths_B: Tensor  # int64, tokens of each row
+    mask_BT: Tensor  # bool
+    sampled_logprobs_BT: Tensor  # nats, as sampled; 0 off the mask
+    versions_BT: Tensor  # int64, policy version of each sampled token; 0 off the mask
+    score_B: Tensor
+    truncated_B: Tensor  # bool: the token budget cut the reply short
+
+    @property
+    def rows(self) -> int:
+        return self.tokens_BS.shape[0]
+
+    def take(self, rows: Tensor) -> Batch:
+        """The given rows, cut to the longest of them."""
+        return _take(self, rows)
+
+
+@dataclass(frozen=True)
+class Experience(Batch):
+    """A batch with everything PPO's update needs, fixed before its first epoch."""
+
+    logprobs_BT: Tensor  # learner's log-probs before the update
+    reference_logprobs_BT: Tensor
+    values_BT: Tensor
+    weights_BT: Tensor  # truncated importance weights engine -> learner
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    token_share_LE: Tensor  # share of routing slots per layer and expert; [0, 0] for a dense model
+
+    def take(self, rows: Tensor) -> Experience:
+        return _take(self, rows)
+
+
+def collate(scored: Sequence[ScoredRollout]) -> Batch:
+    """Pad scored rollouts into a batch, one row each, in order (`split` is the inverse).
+
+    An aborted reply, or one without tokens, is a programming error of the engine's contract.
+    """
+    assert all(s.rollout.finish is not Finish.ABORTED and s.rollout.response_ids for s in scored)
+    sequences = [(*s.rollout.prompt.token_ids, *s.rollout.response_ids) for s in scored]
+    width = max(map(len, sequences))
+    tokens_BS = torch.zeros(len(scored), width, dtype=torch.int64)
+    mask_BT = torch.zeros(len(scored), width - 1, dtype=torch.bool)
+    logprobs_BT = torch.zeros(len(scored), width - 1)
+    versions_BT = torch.zeros(len(scored), width - 1, dtype=torch.int64)
+    for row, (item, sequence) in enumerate(zip(scored, sequences, strict=True)):
+        rollout = item.rollout
+        start, stop = len(rollout.prompt.token_ids) - 1, len(sequence) - 1
+        tokens_BS[row, : len(sequence)] = torch.tensor(sequence)
+        mask_BT[row, start:stop] = True
+        logprobs_BT[row, start:stop] = torch.tensor(rollout.sampled_logprobs)
+        for span in rollout.versions:
+            versions_BT[row, start + span.start : start + span.stop] = span.version
+    return Batch(
+        tokens_BS=tokens_BS,
+        lengths_B=torch.tensor([len(sequence) for sequence in sequences]),
+        mask_BT=mask_BT,
+        sampled_logprobs_BT=logprobs_BT,
+        versions_BT=versions_BT,
+        score_B=torch.tensor([item.score.value for item in scored]),
+        truncated_B=torch.tensor([item.rollout.finish is Finish.TRUNCATED for item in scored]),
+    )
+
+
+def split(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]]:
+    """(prompt ids, response ids, sampled log-probs) of each row."""
+    rows = []
+    for row in range(batch.rows):
+        mask_T = batch.mask_BT[row]
+        first = int(mask_T.nonzero()[0]) + 1
+        tokens = tuple(batch.tokens_BS[row, : int(batch.lengths_B[row])].tolist())
+        rows.append((tokens[:first], tokens[first:], tuple(batch.sampled_logprobs_BT[row][mask_T].tolist())))
+    return rows
+
+
+def by_length(batch: Batch, rows: Tensor) -> Tensor:
+    """`rows` from longest to shortest (ties by row), so that micro-batches pad little."""
+    return rows[torch.argsort(batch.lengths_B[rows], descending=True, stable=True)]
+
+
+def _take(batch, rows):  # type: ignore[no-untyped-def]
+    width = int(batch.lengths_B[rows].max())
+    cut = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if item.name.endswith("_BS"):
+            cut[item.name] = value[rows, :width]
+        elif item.name.endswith("_BT"):
+            cut[item.name] = value[rows, : width - 1]
+        elif item.name.endswith("_B"):
+            cut[item.name] = value[rows]
+    return replace(batch, **cut)

@@ -1,0 +1,149 @@
+"""Checkpoints of a run: written aside and renamed when whole, with hashes; the newest sound one is where a run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+class Stateful(Protocol):
+    """Something with a small JSON state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SavesLearner(Protocol):
+    """The learner, as checkpoints see it."""
+
+    def save(self, folder: Path) -> dict[str, Any]: ...
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None: ...
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's files are not those of its manifest."""
+
+
+class Checkpoints:
+    """`DIRECTORY/step-000050/`: the run after 50 steps. Keeps the newest `keep` and the best.
+
+    `state.json` holds the prompt stream, the reward's statistics and the learner's counters, `learner/` its weights and
+    optimizer, `policy/` a model that transformers and vLLM load, `manifest.json` the sha256 of each file.
+    """
+
+    def __init__(self, directory: Path, *, every: int, keep: int, steps: int) -> None:
+        self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
+        self._rewards: list[float] = []
+
+    def due(self, step: int) -> bool:
+        """Whether the run saves after this step (counted from 0): every `every` steps, and at the end."""
+        return (step + 1) % self._every == 0 or step + 1 == self._steps
+
+    def note(self, reward: float) -> None:
+        """A step's mean reward: what "best" is judged by, averaged since the last checkpoint."""
+        self._rewards.append(reward)
+
+    def save(self, step: int, learner: SavesLearner, prompts: Stateful, reward: Stateful) -> Path:
+        """Save the run after `step`. All or nothing: a full disk or a kill leaves the checkpoints that were there."""
+        final = self._directory / f"step-{step + 1:06d}"
+        partial = self._directory / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            state = {
+                "step": step + 1,
+                "mean_reward": sum(self._rewards) / max(len(self._rewards), 1),
+                "learner": learner.save(partial.resolve()),
+                "prompts": prompts.state_dict(),
+                "reward": reward.state_dict(),
+            }
+            (partial / STATE).write_text(json.dumps(state, indent=1))
+            files = sorted(p for p in partial.rglob("*") if p.is_file())
+            hashes = {str(p.relative_to(partial)): _sha256(p) for p in files}
+            (partial / MANIFEST).write_text(json.dumps(hashes, indent=1))
+            for path in (*files, partial / MANIFEST):
+                _sync(path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(error.errno, f"checkpoint {final} could not be written ({error.strerror}); earlier ones stay") from error
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _sync(self._directory)
+        self._rewards = []
+        self._prune()
+        return final
+
+    def restore(self, learner: SavesLearner, prompts: Stateful, reward: Stateful) -> int:
+        """Bring everything to the newest sound checkpoint; the next step's number, 0 when there is none.
+
+        A damaged checkpoint is said, and the one before is used.
+        """
+        for folder in reversed(self.folders()):
+            try:
+                state = read_checkpoint(folder)
+            except DamagedCheckpoint as error:
+                log.warning("%s; trying the one before", error)
+                continue
+            learner.restore(folder.resolve(), state["learner"])
+            prompts.load_state_dict(state["prompts"])
+            reward.load_state_dict(state["reward"])
+            return int(state["step"])
+        return 0
+
+    def folders(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(self._directory.glob("step-*"))
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest mean reward since the one before it."""
+        scored = [(json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if (f / STATE).exists()]
+        return max(scored, default=(0.0, None), key=lambda pair: pair[0])[1]
+
+    def _prune(self) -> None:
+        best = self.best()
+        for folder in self.folders()[: -self._keep]:
+            if folder != best:
+                shutil.rmtree(folder)
+        if best is not None:
+            link = self._directory / "best"
+            link.unlink(missing_ok=True)
+            link.symlink_to(best.name)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as written. Raises DamagedCheckpoint, naming the file."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} cannot be read") from error
+    for name, digest in hashes.items():
+        if not (folder / name).is_file():
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is missing")
+        if _sha256(folder / name) != digest:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is not the file that was saved")
+    return json.loads((folder / STATE).read_text())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,208 @@
+"""The settings of a PPO run: the sections of the other layers, and the algorithm's own. Stdlib only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rewards.config import RewardsConfig
+from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
+from rollout.engine_config import RolloutConfig
+
+Shape = Literal["mixtral", "mistral", "gpt2"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) of the policy and of the critic."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"model.lora.rank must be at least 1, is {self.rank}; 16 is usual")
+        if not self.targets:
+            raise ValueError("model.lora.targets must name at least one module, is empty; q_proj v_proj are usual")
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """A small model built from nothing when `model.path` is "": for laptops, tests and demonstrations."""
+
+    shape: Shape = "mixtral"
+    vocabulary: int = 2000
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    experts: int = 8
+    experts_per_token: int = 2
+    context: int = 512
+    warmup_steps: int = 300  # supervised steps on the corpus before PPO
+    warmup_batch: int = 16
+    warmup_lr: float = 2e-3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy to train. `path` is a local folder, else a hub id; "" builds `tiny` and warms it up on the corpus."""
+
+    path: str = ""
+    revision: str = ""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    tuning: Literal["full", "lora"] = "lora"
+    gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The learner's ranks and DeepSpeed ZeRO."""
+
+    ranks: int = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    micro_batch: int = 8  # rows that a rank sends through the model at once
+    cpus: float = 1.0  # Ray CPUs that a rank claims
+    threads: int = 1  # threads of a rank's tensor operations, on CPU
+    offload: bool = False  # optimizer states in host memory (ZeRO-Offload)
+    max_live_parameters: int = 3_000_000_000  # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "micro_batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"learner.{name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """The algorithm. Defaults are those of the psychologist study where it states them, else the house's."""
+
+    epochs: int = 4
+    minibatches: int = 1
+    policy_lr: float = 1.4e-5
+    critic_lr: float = 1e-4
+    lr_warmup: int = 0  # updates over which the learning rates rise from 0
+    lr_final: float = 1.0  # share of the learning rates left at the end of the run (linear)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    value_clip: float | None = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    balance_coef: float = 0.01  # MoE load balancing
+    importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
+    whiten: bool = True
+    kl: Literal["k1", "k2", "k3"] = "k1"
+    kl_coef: float = 0.2
+    kl_target: float | None = 6.0  # nats per reply; None keeps the coefficient fixed
+    kl_horizon: int = 10_000  # replies
+    kl_stop: float | None = None  # ends a step's epochs when KL(old || new) per token exceeds it
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.{name} must be at least 1, is {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name} must lie in [0, 1], is {getattr(self, name)}")
+        for name in ("policy_lr", "critic_lr", "clip_low", "clip_high", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"ppo.{name} must be above 0, is {getattr(self, name)}")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"ppo.dual_clip must be above 1, is {self.dual_clip}; 3 is usual, None turns it off")
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """The probe after every publish: fixed replies whose log-probs engine and learner must agree on."""
+
+    probes: int = 4
+    tolerance: float = 0.0  # nats; 0: 1e-4 in float32, 0.15 in bfloat16 (the rounding of two bf16 kernels)
+
+    def limit(self, dtype: str) -> float:
+        """The tolerated gap in nats."""
+        return self.tolerance or {"float32": 1e-4, "bfloat16": 0.15}[dtype]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep: the newest `keep`, and the best by mean reward."""
+
+    every: int = 10
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides `metrics.jsonl` and the console."""
+
+    tensorboard: bool = True
+    wandb_project: str = ""
+    mlflow_experiment: str = ""
+
+
+@dataclass(frozen=True)
+class PpoRecipe:
+    """A whole PPO run."""
+
+    name: str = "run"
+    runs: str = "runs"
+    seed: int = 0
+    steps: int = 50
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def replies_per_step(self) -> int:
+        """Rows of a step's batch."""
+        return self.prompts.per_step * self.sampling.n
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.runs) / self.name
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name must be a folder's name without '/', is {self.name!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, is {self.steps}")
+        rows, parts = self.replies_per_step, self.ppo.minibatches * self.learner.ranks
+        if rows % parts:
+            raise ValueError(
+                f"prompts.per_step x sampling.n = {rows} replies must divide by ppo.minibatches x learner.ranks = {parts}; "
+                f"set prompts.per_step to a multiple of {parts}"
+            )
+        needed = self.prompts.max_context_tokens + self.sampling.max_tokens
+        if needed > self.rollout.max_model_len:
+            raise ValueError(
+                f"prompts.max_context_tokens + sampling.max_tokens = {needed} must not exceed rollout.max_model_len "
+                f"= {self.rollout.max_model_len}; raise it, or lower one of the two"
+            )
+        if not self.model.path and self.rollout.max_model_len > self.model.tiny.context:
+            raise ValueError(
+                f"rollout.max_model_len = {self.rollout.max_model_len} must not exceed model.tiny.context "
+                f"= {self.model.tiny.context}; lower it, or raise model.tiny.context"
+            )

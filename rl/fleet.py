@@ -1,0 +1,122 @@
+"""The learner's ranks as one `Learner`, and the publish that is proved before a token is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+from cluster.placement import Placement
+from cluster.workers import WorkerGroup
+from rl.batch import Batch, Experience
+from rl.config import PpoRecipe
+from rl.learner import PpoLearner, UpdateReport
+from rollout.fleet import EngineLost, RolloutFleet
+
+FLEET = "learner"
+Probe = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class PublishMismatch(RuntimeError):
+    """After a publish, engine and learner disagree on the log-probs of fixed replies: the weights arrived wrong."""
+
+
+class LearnerFleet:
+    """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with."""
+
+    def __init__(self, recipe: PpoRecipe, placement: Placement, probes: Sequence[Probe]) -> None:
+        threads = str(recipe.learner.threads)
+        self._recipe = recipe
+        self._probes = tuple(probes)
+        self._version = -1
+        self._connected: object = None
+        self._group = WorkerGroup(
+            FLEET,
+            recipe.learner.ranks,
+            PpoLearner,
+            (recipe,),
+            placement,
+            environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        )
+
+    def ready(self) -> list[int]:
+        """Wait until every rank is built; process ids by rank."""
+        return self._group.pids
+
+    def annotate(self, batch: Batch) -> Experience:
+        """`PpoLearner.annotate`."""
+        return self._group.rank0(PpoLearner.annotate, batch)
+
+    def update(self, experience: Experience) -> UpdateReport:
+        """`PpoLearner.update`."""
+        return self._group.rank0(PpoLearner.update, experience)
+
+    def publish(self, engine: RolloutFleet) -> dict[str, float]:
+        """Give the engines the newest policy and prove that they have it: metrics `publish/*`.
+
+        An engine that dies on the way is replaced and all is sent again. Raises PublishMismatch when the probe's gap is
+        over the tolerance, naming the tensor group where one can be found.
+        """
+        self._version += 1
+        try:
+            metrics = self._send(engine)
+        except RayTaskError as error:
+            if not isinstance(error.cause, EngineLost):
+                raise
+            self._connected = None
+            engine.restart()  # brings the new engines up to date by `republish`
+            metrics = {}
+        gap = self.gap(engine)
+        limit = self._recipe.publish.limit(self._recipe.model.dtype)
+        if not gap <= limit:
+            raise PublishMismatch(self._explain(engine, gap, limit))
+        return {**metrics, "publish/logprob_gap": gap}
+
+    def republish(self, engine: RolloutFleet) -> None:
+        """Send the current version again, to engines that were replaced."""
+        if self._version >= 0:
+            self._connected = None
+            self._send(engine)
+
+    def gap(self, engine: RolloutFleet) -> float:
+        """Largest difference, in nats, between any engine's and the learner's log-probs of the probes' tokens."""
+        theirs = engine.every_logprobs(self._probes)
+        ours = self._group.rank0(PpoLearner.probe, self._probes)
+        pairs = [(a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)]
+        return max((abs(a - b) if a == a and b == b else float("inf") for a, b in pairs), default=0.0)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """`PpoLearner.save`; the state to hand back to `restore`."""
+        return {**self._group.rank0(PpoLearner.save, folder), "version": self._version}
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """`PpoLearner.restore`; the next publish repeats the version that was current."""
+        self._group.all(PpoLearner.restore, folder, state)
+        self._version = int(state["version"]) - 1
+
+    def _send(self, engine: RolloutFleet) -> dict[str, float]:
+        client = engine.client()
+        connect = self._connected is not engine
+        metrics = self._group.rank0(PpoLearner.publish, client, self._version, connect)
+        self._connected = engine
+        return metrics
+
+    def _explain(self, engine: RolloutFleet, gap: float, limit: float) -> str:
+        """Resend one group after another: the one that closes most of the gap was the one that arrived wrong."""
+        message = f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
+        transfer = self._recipe.rollout.weight_transfer
+        if transfer not in ("auto", "shared_memory"):
+            return f"{message}; set publish.tolerance if two bf16 kernels explain it"
+        before, closed = gap, dict[str, float]()
+        for group in self._group.rank0(PpoLearner.groups):
+            self._group.all(PpoLearner.resend, engine.client(), self._version, group)
+            after = self.gap(engine)
+            closed[group], before = before - after, after
+            if after <= limit:
+                break
+        worst = max(closed, key=closed.__getitem__)
+        if before > limit:
+            return f"{message}; sending every tensor group again leaves {before:.3g}: no single group explains it"
+        return f"{message}; {worst} arrived wrong (sending it again closes {closed[worst]:.3g} nats of the gap)"

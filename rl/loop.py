@@ -1,0 +1,101 @@
+"""The loop of PPO, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from cluster.tracking import Clock, Tracker
+from rewards.mixture import describe as describe_scores
+from rewards.types import Reward, ScoredRollout
+from rl.batch import Batch, Experience, collate
+from rl.checkpoints import Checkpoints, SavesLearner, Stateful
+from rl.learner import UpdateReport
+from rollout.prompts import PromptStream
+from rollout.types import Finish, Rollout, RolloutEngine, Sampling
+
+
+class Learner(SavesLearner, Protocol):
+    """What the loop asks of a learner."""
+
+    def annotate(self, batch: Batch) -> Experience: ...
+
+    def update(self, experience: Experience) -> UpdateReport: ...
+
+    def publish(self, engine: RolloutEngine) -> Mapping[str, float]: ...
+
+
+class StatefulReward(Reward, Stateful, Protocol):
+    """A reward with running statistics."""
+
+
+def train(
+    *,
+    steps: int,
+    prompts_per_step: int,
+    sampling: Sampling,
+    prompts: PromptStream,
+    engine: RolloutEngine,
+    reward: StatefulReward,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    trackers: Callable[[int], Tracker],
+    record: Callable[[int, Sequence[ScoredRollout]], None],
+    clock: Clock,
+) -> None:
+    """Train for `steps` steps, from the newest checkpoint when there is one.
+
+    `sampling.seed` is the run's; every step derives its own. `record` keeps each step's rollouts; `trackers` opens the
+    trackers, told the first step.
+    """
+    first_step = checkpoints.restore(learner, prompts, reward)
+    tracker = trackers(first_step)
+    published = learner.publish(engine)
+    for step in range(first_step, steps):
+        with clock("rollout"):
+            rollouts = engine.generate(prompts.draw(prompts_per_step), step_sampling(sampling, step))
+        with clock("reward"):
+            scored = attach(rollouts, reward.score(rollouts))
+        with clock("annotate"):
+            experience = learner.annotate(collate(scored))
+        with clock("update"):
+            report = learner.update(experience)
+        lag = {"lag/steps": float(published_version(rollouts, step))}
+        with clock("publish"):
+            published = learner.publish(engine)
+        record(step, scored)
+        checkpoints.note(sum(s.score.value for s in scored) / len(scored))
+        if checkpoints.due(step):
+            with clock("save"):
+                checkpoints.save(step, learner, prompts, reward)
+        tracker.log(step, {**describe(scored), **report.metrics, **published, **lag, **clock.lap()})
+    tracker.close()
+
+
+def step_sampling(sampling: Sampling, step: int) -> Sampling:
+    """The sampling of one step: the run's, with a seed of its own."""
+    return replace(sampling, seed=sampling.seed * 1_000_003 + step)
+
+
+def attach(rollouts: Sequence[Rollout], scores: Sequence) -> list[ScoredRollout]:  # type: ignore[type-arg]
+    """Pair each rollout with its score."""
+    return [ScoredRollout(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
+
+
+def published_version(rollouts: Sequence[Rollout], current: int) -> int:
+    """Steps between the policy that is about to be updated and the oldest that sampled a token."""
+    return current - min(span.version for rollout in rollouts for span in rollout.versions)
+
+
+def describe(scored: Sequence[ScoredRollout]) -> dict[str, float]:
+    """Metrics of a step's rollouts and scores."""
+    lengths = [len(item.rollout.response_ids) for item in scored]
+    truncated = sum(item.rollout.finish is Finish.TRUNCATED for item in scored)
+    return {
+        **describe_scores([item.score for item in scored]),
+        "rollout/replies": float(len(scored)),
+        "rollout/tokens": float(sum(lengths)),
+        "rollout/length": sum(lengths) / len(lengths),
+        "rollout/truncated": truncated / len(scored),
+    }

@@ -1,0 +1,180 @@
+"""Policy, critic and reference as one module, and what PPO asks of it: log-probs, entropies, values per token.
+
+Axes: B rows, S tokens, T = S - 1 positions (position t predicts token t + 1), N sampled tokens, L MoE layers, E experts.
+Rows are right-padded: under causal attention no real token sees a pad, so no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rl.config import LoraConfig, ModelConfig
+
+
+class Role(enum.StrEnum):
+    """Which of the three the module plays in a forward pass."""
+
+    POLICY = "policy"
+    CRITIC = "critic"
+    REFERENCE = "reference"
+
+
+class TokenStats(NamedTuple):
+    """What the policy or the reference says of each sampled token; zeros off the mask.
+
+    A tuple of tensors, since DeepSpeed hooks a module's outputs. `router_probs_LE` sums the router's probabilities, and
+    `router_counts_LE` counts its choices, over real tokens; both [0, 0] for a dense model.
+    """
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    router_probs_LE: Tensor
+    router_counts_LE: Tensor
+
+
+class ActorCritic(nn.Module):
+    """Three roles behind one forward.
+
+    `full`: a policy and a critic that train, and a frozen copy of the policy as reference. `lora`: one frozen base; policy
+    and critic are adapters on it, the reference is the base with adapters off. The learner does not know which.
+    `load` gives a fresh copy of the pretrained model.
+    """
+
+    def __init__(self, config: ModelConfig, load: Callable[[], PreTrainedModel]) -> None:
+        super().__init__()
+        self.lora = config.lora if config.tuning == "lora" else None
+        self.policy = load()
+        if self.lora is None:
+            self.critic: PreTrainedModel | None = load().base_model
+            self.reference: PreTrainedModel | None = load().requires_grad_(False)
+        else:
+            self.critic = self.reference = None
+            self.policy.requires_grad_(False)
+            for role in (Role.POLICY, Role.CRITIC):
+                inject_adapter_in_model(_peft_config(self.lora, self.policy), self.policy, role.value)
+            self._train_adapters()
+        self.value_head = nn.Linear(self.policy.config.hidden_size, 1, bias=True, dtype=self.policy.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        for module in self.modules():  # dropout would make the first ratio differ from 1
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if config.gradient_checkpointing:
+            for model in (self.policy, self.critic):
+                if model is not None:
+                    model.gradient_checkpointing_enable({"use_reentrant": False})
+                    model.enable_input_require_grads()
+        self.train()
+
+    def forward(
+        self, role: Role, tokens_BS: Tensor, lengths_B: Tensor, mask_BT: Tensor, temperature: float
+    ) -> TokenStats | Tensor:
+        """`TokenStats` of the policy or the reference, or the critic's values_BS (state s: tokens up to and with s).
+
+        Under gradient checkpointing, run backward before the next role's forward: the recomputation uses the adapter that
+        is active then.
+        """
+        with self._as(role):
+            if role is Role.CRITIC:
+                backbone = self.policy.base_model if self.critic is None else self.critic
+                hidden_BSD = backbone(input_ids=tokens_BS, use_cache=False).last_hidden_state
+                return self.value_head(hidden_BSD).squeeze(-1).float()
+            model = self.policy if role is Role.POLICY or self.reference is None else self.reference
+            return token_stats(model, tokens_BS, lengths_B, mask_BT, temperature)
+
+    @contextmanager
+    def _as(self, role: Role) -> Iterator[None]:
+        if self.lora is None:
+            yield
+            return
+        layers = [m for m in self.policy.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in layers:
+            if role is Role.REFERENCE:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter(role.value)
+        self._train_adapters()
+        try:
+            yield
+        finally:
+            if role is Role.REFERENCE:
+                for layer in layers:
+                    layer.enable_adapters(True)
+                self._train_adapters()
+
+    def _train_adapters(self) -> None:
+        """Both adapters train: PEFT freezes the one that is switched off."""
+        for name, parameter in self.policy.named_parameters():
+            if ".lora_" in name:
+                parameter.requires_grad_(True)
+
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters of the policy and of the critic."""
+        groups: dict[str, list[nn.Parameter]] = {"policy": [], "critic": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                is_critic = name.startswith(("critic.", "value_head.")) or ".critic." in name
+                groups["critic" if is_critic else "policy"].append(parameter)
+        return groups
+
+
+def token_stats(
+    model: PreTrainedModel, tokens_BS: Tensor, lengths_B: Tensor, mask_BT: Tensor, temperature: float
+) -> TokenStats:
+    """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
+
+    Only sampled positions go through the output layer: [N, vocabulary] logits instead of [B, S, vocabulary].
+    """
+    sparse = getattr(model.config, "num_local_experts", 0) > 0
+    extra = {"output_router_logits": True} if sparse else {}
+    output = model.base_model(input_ids=tokens_BS, use_cache=False, **extra)
+    hidden_ND = output.last_hidden_state[:, :-1][mask_BT]
+    logits_NV = model.get_output_embeddings()(hidden_ND).float() / temperature
+    normaliser_N = logits_NV.logsumexp(-1)
+    sampled_N = tokens_BS[:, 1:][mask_BT]
+    logprobs_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - normaliser_N
+    entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(-1)
+    zeros_BT = torch.zeros_like(mask_BT, dtype=torch.float32)
+    router = _router_stats(output.router_logits, tokens_BS, lengths_B, model) if sparse else (zeros_BT[:0, :0],) * 2
+    return TokenStats(
+        zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropy_N), *router
+    )
+
+
+def _router_stats(
+    router_logits: tuple[Tensor, ...], tokens_BS: Tensor, lengths_B: Tensor, model: PreTrainedModel
+) -> tuple[Tensor, Tensor]:
+    real_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < lengths_B[:, None]
+    probs_LNE = torch.stack([logits.float().softmax(-1)[real_BS.flatten()] for logits in router_logits])
+    chosen_LNk = probs_LNE.topk(model.config.num_experts_per_tok, dim=-1).indices
+    counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
+        1, chosen_LNk.flatten(1), torch.ones_like(chosen_LNk, dtype=probs_LNE.dtype).flatten(1)
+    )
+    return probs_LNE.sum(1), counts_LE
+
+
+def _peft_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
+    matching = [m for name, m in model.named_modules() if name.rpartition(".")[2] in lora.targets]
+    if not matching:
+        leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        raise ValueError(
+            f"model.lora.targets {list(lora.targets)} match no module of {type(model).__name__}; it has {', '.join(leaves)}"
+        )
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        fan_in_fan_out=isinstance(matching[0], Conv1D),
+    )

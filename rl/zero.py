@@ -1,0 +1,221 @@
+"""DeepSpeed ZeRO: the only module that imports it. Build, step, gather layer by layer, save, load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from cluster.device import Device
+from rl.config import LearnerConfig, ModelConfig
+from rl.policy import Role
+from rollout.weight_stream import TensorSpec, WeightGroup
+
+_LAYER = re.compile(r"^(.*?\.(?:layers|h)\.\d+)\.([^.]+)\.")
+
+
+class ZeroEngine:
+    """A module under ZeRO. One optimizer, with the parameter groups that `groups` names.
+
+    Gradients of `backward` add up until `accumulation` calls were made; the last one updates. Losses are shares of a sum
+    over the global minibatch (see `rl.losses`): DeepSpeed averages over ranks, so they are scaled by the world size.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Callable[[], PreTrainedModel]], nn.Module],
+        groups: Callable[[Any], Mapping[str, Sequence[nn.Parameter]]],
+        *,
+        model: ModelConfig,
+        config: LearnerConfig,
+        device: Device,
+        accumulation: int,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
+        if not torch.distributed.is_initialized():
+            # its shared-memory all-reduce for CPUs is compiled at first use: half a minute, and no run without a compiler
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = device.torch
+        settings = _deepspeed_settings(model, config, device, accumulation, max_grad_norm)
+        # while this object lives, transformers loads models straight into ZeRO-3 shards
+        sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
+        module = build(lambda: load_model(model, None if sharded_loading else device))
+        parameters = [{"params": list(p), "name": name} for name, p in groups(module).items()]
+        adamw = torch.optim.AdamW(
+            parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=device.kind == "cuda" or None
+        )
+        self._stage = config.zero_stage
+        self._trained = [p for group in parameters for p in group["params"]]
+        self._grad_norm: Tensor | float = 0.0
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)  # type: ignore[arg-type]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor, lrs: Mapping[str, float]) -> bool:
+        """Add the gradients of a share of the global loss; True when this call made the update, at rates `lrs`."""
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        updates = self.engine.is_gradient_accumulation_boundary()
+        if updates:
+            for group, name in zip(self.optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lrs[name]
+            if self._stage == 0:
+                self._grad_norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        self.engine.step()
+        if updates and self._stage == 3:
+            # ZeRO-3 overwrites a gradient buffer at the first micro-step only and adds at later ones: a parameter that the
+            # first micro-step does not use (the critic's: the policy comes first) would keep its old sum for ever
+            self.optimizer.grad_partitions_flat_buffer.zero_()
+        return updates
+
+    @property
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last update, before clipping."""
+        return float(self._grad_norm if self._stage == 0 else self.engine.get_global_grad_norm())
+
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        """Sum, or maximum, over ranks; returns a new tensor."""
+        total = x.detach().clone()
+        torch.distributed.all_reduce(total, getattr(torch.distributed.ReduceOp, op.upper()))
+        return total
+
+    def all_gather(self, x_N: Tensor) -> Tensor:
+        """Concatenate equal-shaped tensors of all ranks along the first axis."""
+        parts = [torch.empty_like(x_N) for _ in range(self.world_size)]
+        torch.distributed.all_gather(parts, x_N.contiguous())
+        return torch.cat(parts)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's weights and optimizer states under `folder`. A collective."""
+        self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote with the same world size. A collective."""
+        self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False, load_lr_scheduler_states=False)
+
+
+class PolicyStream:
+    """The policy's weights under the checkpoint's names, decoder layer by decoder layer (a `WeightStream`).
+
+    One coalesced gather per layer, on all ranks in the same order; every rank yields the tensors. LoRA adapters are merged
+    into what they adapt. With `only_trained`, groups that no optimizer touches are left out; a group is a child of a layer
+    (its attention, its experts), so that what vLLM fuses (q, k, v) always comes complete.
+    """
+
+    def __init__(self, engine: ZeroEngine, policy: PreTrainedModel, *, only_trained: bool) -> None:
+        self._engine = engine
+        self._policy = policy
+        names = {name: parameter for name, parameter in policy.named_parameters(remove_duplicate=True)}
+        groups: dict[str, dict[str, nn.Parameter]] = {}
+        for name, parameter in names.items():
+            groups.setdefault(_group_of(name), {})[name] = parameter
+        if only_trained:
+            groups = {key: held for key, held in groups.items() if any(p.requires_grad for p in held.values())}
+        self._layers: dict[str, list[str]] = {}
+        for key in groups:
+            self._layers.setdefault(key.rpartition("/")[0] or key, []).append(key)
+        self._groups = groups
+        self._lora = {name: m for name, m in policy.named_modules() if isinstance(m, LoraLayer)}
+        self._ties_head = bool(policy.config.tie_word_embeddings)
+
+    def specs(self) -> list[TensorSpec]:
+        shapes = {
+            key: {name: torch.empty(_full_shape(p), dtype=p.dtype, device="meta") for name, p in held.items()}
+            for key, held in self._groups.items()
+        }
+        return [
+            TensorSpec(name, tensor.dtype, tuple(tensor.shape))
+            for keys in self._layers.values()
+            for key in keys
+            for name, tensor in self._published(shapes[key])
+        ]
+
+    def __iter__(self) -> Iterator[WeightGroup]:
+        for keys in self._layers.values():
+            held = [parameter for key in keys for parameter in self._groups[key].values()]
+            sharded = [p for p in held if hasattr(p, "ds_status") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+            with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+                for key in keys:
+                    tensors = {name: parameter.detach() for name, parameter in self._groups[key].items()}
+                    yield WeightGroup(key.replace("/", "."), tuple(self._published(tensors)))
+
+    def _published(self, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        merged: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if ".lora_" in name:
+                continue
+            if ".base_layer." in name:
+                module, _, leaf = name.partition(".base_layer.")
+                name = f"{module}.{leaf}"
+                if leaf == "weight":
+                    tensor = _merge(tensor, self._lora[module], tensors, module)
+            merged[name] = tensor
+        published = list(revert_weight_conversion(self._policy, merged).items())
+        if self._ties_head:  # on CPU vLLM packs a tied head by itself and would keep the old one
+            head = self._policy.get_input_embeddings().weight
+            published += [("lm_head.weight", t) for n, t in tensors.items() if self._groups[_group_of(n)][n] is head]
+        return published
+
+
+def _merge(weight: Tensor, layer: LoraLayer, tensors: Mapping[str, Tensor], module: str) -> Tensor:
+    role = Role.POLICY.value
+    a_RI, b_OR = tensors[f"{module}.lora_A.{role}.weight"], tensors[f"{module}.lora_B.{role}.weight"]
+    delta_OI = (b_OR.float() @ a_RI.float()) * layer.scaling[role]
+    delta = delta_OI.T if getattr(layer, "fan_in_fan_out", False) else delta_OI
+    return (weight.float() + delta).to(weight.dtype)
+
+
+def _group_of(name: str) -> str:
+    match = _LAYER.match(name)
+    return f"{match[1]}/{match[2]}" if match else name
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(parameter.ds_shape) if hasattr(parameter, "ds_shape") else tuple(parameter.shape)
+
+
+def load_model(config: ModelConfig, device: Device | None) -> PreTrainedModel:
+    """The pretrained causal LM of `config`, on `device` (None: DeepSpeed places its shards)."""
+    model = AutoModelForCausalLM.from_pretrained(
+        config.path, revision=config.revision or None, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+    )
+    return model if device is None else model.to(device.name)
+
+
+def _deepspeed_settings(
+    model: ModelConfig, config: LearnerConfig, device: Device, accumulation: int, max_grad_norm: float
+) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero |= {
+            "stage3_max_live_parameters": config.max_live_parameters,
+            "stage3_prefetch_bucket_size": 5e7,
+            "stage3_param_persistence_threshold": 1e4,
+        }
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.kind == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }

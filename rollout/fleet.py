@@ -1,0 +1,151 @@
+"""The fleet of vLLM engines as one `RolloutEngine`: placement, balance, failure policy, control plane of publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from cluster.placement import Placement
+from cluster.pool import Pool
+from rollout.engine_config import EngineSpec
+from rollout.types import Prompt, Rollout, Sampling
+
+FLEET = "rollout engine"
+
+
+class EngineLost(RuntimeError):
+    """An engine died during a publish; the fleet replaces it and the publish is made again."""
+
+
+class EngineClient:
+    """vLLM's weight-sync control plane over Ray, fanned out to every engine. Travels to the learner's ranks."""
+
+    def __init__(
+        self, engines: Sequence[ActorHandle[Any]], tensor_parallel: int, version: int | None = None
+    ) -> None:
+        self._engines = list(engines)
+        self._tensor_parallel = tensor_parallel
+        self._version = version
+
+    def at(self, version: int) -> EngineClient:
+        """The same engines; an update that names no version (vLLM's own trainers) finishes as `version`."""
+        return EngineClient(self._engines, self._tensor_parallel, version)
+
+    @property
+    def workers(self) -> int:
+        """Workers of all engines: the receivers of an NCCL publish."""
+        return len(self._engines) * self._tensor_parallel
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        infos = [dict(init_info) for _ in self._engines]
+        for index, info in enumerate(infos):
+            if "rank_offset" in info:  # NCCL: each engine's workers have ranks of their own
+                info["rank_offset"] += index * self._tensor_parallel
+        self._get([e.init_weight_transfer_engine.remote(i) for e, i in zip(self._engines, infos, strict=True)])
+
+    def start_weight_update(self) -> None:
+        self._get([e.start_weight_update.remote() for e in self._engines])
+
+    def update_weights(self, update_info: Any) -> None:
+        self._get([e.update_weights.remote(update_info) for e in self._engines])
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        version = str(self._version) if weight_version is None else weight_version
+        self._get([e.finish_weight_update.remote(version) for e in self._engines])
+
+    @staticmethod
+    def _get(refs: list[Any]) -> None:
+        try:
+            ray.get(refs)
+        except RayActorError as error:
+            raise EngineLost(f"a rollout engine died while it received weights: {error}") from error
+
+
+class RolloutFleet:
+    """N engines behind one `generate`. A dead engine is replaced, given the current weights, and asked again."""
+
+    def __init__(self, spec: EngineSpec, engines: int, placement: Placement, *, restarts: int) -> None:
+        self._spec = spec
+        self._placement = placement
+        self._pool = Pool(FLEET, engines, self._spawn, restarts=restarts)
+
+    def _spawn(self, index: int) -> ActorHandle[Any]:
+        from rollout.vllm_engine import VllmEngine
+
+        environment = {**self._spec.environment, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        options = self._placement.options(FLEET, index)
+        return ray.remote(VllmEngine).options(runtime_env={"env_vars": environment}, **options).remote(self._spec)
+
+    def ready(self) -> list[int]:
+        """Wait until every engine can generate; their process ids."""
+        from rollout.vllm_engine import VllmEngine
+
+        return self._pool.everyone(VllmEngine.ready)
+
+    @property
+    def deaths(self) -> int:
+        """Engines replaced so far."""
+        return self._pool.deaths
+
+    def on_replace(self, publish: Callable[[], None]) -> None:
+        """How a replacement gets the current weights."""
+        self._pool.revive = publish
+
+    def restart(self) -> None:
+        """Replace every engine: one that was in the middle of an update is of no use any more."""
+        self._pool.replace_all()
+
+    def client(self) -> EngineClient:
+        """The control plane of the engines that live now."""
+        return EngineClient(self._pool.replicas, self._spec.tensor_parallel)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """`sampling.n` rollouts per prompt, in prompt order (`RolloutEngine.generate`).
+
+        Prompts are dealt out by outstanding tokens, largest first, siblings together (they share a prefix); the deal
+        depends on the prompts alone, so a run repeats whichever engine dies.
+        """
+        from rollout.vllm_engine import VllmEngine
+
+        shares = deal([len(p.token_ids) + sampling.n * sampling.max_tokens for p in prompts], len(self._pool))
+        asks = [
+            (
+                [prompts[i] for i in share for _ in range(sampling.n)],
+                [k for _ in share for k in range(sampling.n)],
+                sampling,
+            )
+            for share in shares
+        ]
+        answers: dict[int, list[Rollout]] = {}
+        for share, rollouts in zip(shares, self._pool.map(VllmEngine.generate, asks), strict=True):
+            for position, index in enumerate(share):
+                answers[index] = rollouts[position * sampling.n : (position + 1) * sampling.n]
+        return [rollout for index in range(len(prompts)) for rollout in answers[index]]
+
+    def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Reply log-probs (`RolloutEngine.logprobs`) from the first engine; see `every_logprobs` for all."""
+        return self.every_logprobs(sequences)[0]
+
+    def every_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[list[float]]]:
+        """The same question to every engine: the probe must hold for each."""
+        from rollout.vllm_engine import VllmEngine
+
+        return self._pool.everyone(VllmEngine.logprobs, sequences)
+
+
+def deal(weights: Sequence[int], hands: int) -> list[list[int]]:
+    """Deal items to `hands` hands: the heaviest first, each to the lightest hand; items of a hand in index order.
+
+    Hands may stay empty when there are fewer items.
+    """
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    loads = [0] * hands
+    for index in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        lightest = loads.index(min(loads))
+        dealt[lightest].append(index)
+        loads[lightest] += weights[index]
+    return [sorted(hand) for hand in dealt]
