@@ -106,6 +106,8 @@ class RewardsConfig:
 
     actors: int = 2
     """Reward actors that score in parallel."""
+    cpus: float = 1.0
+    """Ray CPUs that an actor claims; it computes on as many threads, one at least."""
     floor: float = 0.0
     """Reward of a reply with a red flag, on the scale of the weighted mean (which lies in [0, 1])."""
     normalise: bool = False
@@ -132,4 +134,6 @@ class RewardsConfig:
     def __post_init__(self) -> None:
         at_most_zero = math.isfinite(self.floor) and self.floor <= 0
         _require(at_most_zero, "floor", "<= 0", self.floor, "no safe reply may earn less than one with a red flag")
+        _require(self.actors >= 2, "actors", ">= 2", self.actors, "scoring is parallel; 2 are enough on a laptop")
+        _require(self.cpus > 0, "cpus", "above 0", self.cpus, "0.25 lets four share a core")
         _require(bool(self.weights), "*.weight", "above 0 for one term at least", "all 0", "raise one")

@@ -49,7 +49,7 @@ class SentenceEncoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(source)
             self._model = AutoModel.from_pretrained(source, dtype="float32").eval()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # transformers raises either, as the folder lacks this or that file
             raise ValueError(
                 f"rewards.similarity.encoder must be a folder or hub id of a transformers encoder, got {encoder!r}: "
                 'check the path, or use "minilm"'

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.exceptions import RayTaskError
 
 from cluster.placement import Placement
 from cluster.workers import WorkerGroup
 from rl.batch import Batch, Experience
 from rl.config import PpoRecipe
-from rl.learner import PpoLearner, UpdateReport
+from rl.learner import NonFiniteLoss, PpoLearner, UpdateReport
 from rollout.fleet import EngineLost, RolloutFleet
 
 FLEET = "learner"
@@ -26,10 +27,11 @@ class PublishMismatch(RuntimeError):
 class LearnerFleet:
     """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with."""
 
-    def __init__(self, recipe: PpoRecipe, placement: Placement, probes: Sequence[Probe]) -> None:
+    def __init__(self, recipe: PpoRecipe, placement: Placement, probes: Sequence[Probe], failures: Path) -> None:
         threads = str(recipe.learner.threads)
         self._recipe = recipe
         self._probes = tuple(probes)
+        self._failures = failures
         self._version = -1
         self._connected: object = None
         self._group = WorkerGroup(
@@ -50,8 +52,14 @@ class LearnerFleet:
         return self._group.rank0(PpoLearner.annotate, batch)
 
     def update(self, experience: Experience) -> UpdateReport:
-        """`PpoLearner.update`."""
-        return self._group.rank0(PpoLearner.update, experience)
+        """`PpoLearner.update`; a batch whose loss is not finite is saved for inspection before the error goes on."""
+        try:
+            return self._group.rank0(PpoLearner.update, experience)
+        except NonFiniteLoss as error:
+            self._failures.mkdir(exist_ok=True)
+            path = self._failures / f"version-{self._version:06d}.pt"
+            torch.save(vars(experience), path)
+            raise NonFiniteLoss(f"{getattr(error, 'cause', error)}; its batch is in {path}") from error
 
     def publish(self, engine: RolloutFleet) -> dict[str, float]:
         """Give the engines the newest policy and prove that they have it: metrics `publish/*`.
@@ -72,7 +80,7 @@ class LearnerFleet:
         limit = self._recipe.publish.limit(self._recipe.model.dtype)
         if not gap <= limit:
             raise PublishMismatch(self._explain(engine, gap, limit))
-        return {**metrics, "publish/logprob_gap": gap}
+        return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": limit}
 
     def republish(self, engine: RolloutFleet) -> None:
         """Send the current version again, to engines that were replaced."""

@@ -1,0 +1,145 @@
+"""The command line: `attune COMMAND ...` = `python -m rl COMMAND ...`.
+
+    attune ppo RECIPE.toml [--dotted.name value ...]     train (the same command resumes)
+    attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
+    attune talk CHECKPOINT                               chat with a trained policy at the terminal
+    attune report RUN                                    write RUN/report.html again
+    attune demo                                          the whole job on the shipped sample, in minutes
+
+Exit codes: 0 done; 1 failed on the way (a rank died, the disk is full, a reward broke: the same command resumes);
+2 wrong settings or input; 3 the loss diverged; 4 the demonstration did not learn.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Exit(enum.IntEnum):
+    """What the exit code says."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_INPUT = 2
+    DIVERGED = 3
+    NOT_LEARNED = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; one line per error, on standard error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    commands = {"ppo": ppo, "check": check, "talk": talk, "report": report, "demo": demo}
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return Exit.DONE if words else Exit.WRONG_INPUT
+    if words[0] not in commands:
+        return _say(f"unknown command {words[0]!r}; commands are {', '.join(commands)}", Exit.WRONG_INPUT)
+    try:
+        return commands[words[0]](words[1:])
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command resumes from the last checkpoint", Exit.FAILED)
+    except Exception as error:  # the one place where every error ends: as a line and an exit code
+        return _ending(error)
+
+
+def _ending(error: Exception) -> Exit:
+    from rl.ppo import first_line
+    from rl.learner import NonFiniteLoss
+
+    if isinstance(error, NonFiniteLoss):
+        return _say(first_line(error), Exit.DIVERGED)
+    if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError):
+        return _say(first_line(error), Exit.WRONG_INPUT)
+    if isinstance(error, RuntimeError | OSError):
+        return _say(first_line(error), Exit.FAILED)
+    raise error
+
+
+def _say(line: str, code: Exit) -> Exit:
+    print(f"attune: {line}", file=sys.stderr)
+    return code
+
+
+def _recipe(words: Sequence[str], command: str):  # type: ignore[no-untyped-def]
+    from cluster.settings import SettingsError, help_text, load
+    from rl.config import PpoRecipe
+
+    if any(word in ("-h", "--help") for word in words):
+        print(help_text(PpoRecipe, f"attune {command} RECIPE.toml"))
+        raise SystemExit(Exit.DONE)
+    if not words or words[0].startswith("--"):
+        shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise SettingsError(f"attune {command} needs a recipe: a .toml file, or one of the shipped {shipped}")
+    path = Path(words[0])
+    if not path.suffix and (RECIPES / f"{path}.toml").is_file():
+        path = RECIPES / f"{path}.toml"
+    return load(PpoRecipe, path, argv=words[1:])
+
+
+def ppo(words: Sequence[str]) -> int:
+    """Train."""
+    from rl.ppo import run
+
+    recipe = _recipe(words, "ppo")
+    directory = run(recipe)
+    print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
+    return Exit.DONE
+
+
+def demo(words: Sequence[str]) -> int:
+    """The recipe `demo`; not learning is an error."""
+    from eval.report_summary import reward_change
+    from rl.ppo import METRICS_FILE, read_metrics, run
+
+    directory = run(_recipe(["demo", *words], "demo"))
+    print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
+    change = reward_change([[row["reward/mean"]] for row in read_metrics(directory / METRICS_FILE)])
+    if change is None or change.low <= 0:
+        return _say("PPO did not learn: the reward's rise is not clear of 0", Exit.NOT_LEARNED)
+    return Exit.DONE
+
+
+def _reward_change(directory: Path) -> str:
+    from rl.ppo import METRICS_FILE, read_metrics
+
+    rewards = [row["reward/mean"] for row in read_metrics(directory / METRICS_FILE)]
+    first, last = rewards[:5], rewards[-5:]
+    return f"mean reward of the first five steps {sum(first) / len(first):.4f}, of the last five {sum(last) / len(last):.4f}"
+
+
+def check(words: Sequence[str]) -> int:
+    """Preflight."""
+    from rl.check import check as run_checks
+
+    return Exit.DONE if run_checks(_recipe(words, "check")) else Exit.WRONG_INPUT
+
+
+def talk(words: Sequence[str]) -> int:
+    """Chat."""
+    from rl.talk import talk as chat
+
+    if len(words) != 1:
+        raise ValueError(f"attune talk needs one checkpoint folder, got {len(words)} words")
+    chat(Path(words[0]))
+    return Exit.DONE
+
+
+def report(words: Sequence[str]) -> int:
+    """The report of a run directory."""
+    from eval.report import write_report
+
+    if len(words) != 1 or not Path(words[0]).is_dir():
+        raise ValueError(f"attune report needs a run directory, got {' '.join(words) or 'nothing'!r}")
+    print(write_report(Path(words[0])))
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

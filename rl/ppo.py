@@ -1,0 +1,249 @@
+"""The composition root of PPO: recipe -> run directory. Everything that is remote becomes so here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+from transformers import AutoTokenizer
+
+from cluster.placement import Claim, Placement, connect
+from cluster.settings import flat
+from cluster.tracking import (
+    METRICS_FILE,
+    Clock,
+    ConsoleTracker,
+    JsonlTracker,
+    MlflowTracker,
+    RayMetricsTracker,
+    Stages,
+    TensorBoardTracker,
+    Tracker,
+    Trackers,
+    TuneTracker,
+    WandbTracker,
+    read_metrics,
+)
+from eval.report import write_report
+from eval.run_directory import RunState
+from rewards.fleet import FLEET as REWARDS
+from rewards.fleet import RewardFleet
+from rewards.types import ScoredRollout
+from rl.checkpoints import Checkpoints
+from rl.config import PpoRecipe
+from rl.fleet import FLEET as LEARNER
+from rl.fleet import LearnerFleet, Probe
+from rl.learner import NonFiniteLoss
+from rl.loop import train
+from rl.records import PROVENANCE, claimed, provenance, write_atomically, write_rollouts, write_status
+from rl.tiny import make_tiny_model
+from rollout.chat import Chat
+from rollout.corpora import Corpus, load
+from rollout.engine_config import EngineSpec
+from rollout.fleet import FLEET as ROLLOUT
+from rollout.fleet import RolloutFleet
+from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
+from rollout.types import Prompt, Sampling
+
+SHOWN = {"reward/mean": "reward", "policy/kl": "KL", "rollout/length": "length", "publish/logprob_gap": "gap"}
+
+
+def run(recipe: PpoRecipe) -> Path:
+    """Train to the end of the recipe, from the last checkpoint when the run directory holds one; the directory.
+
+    Raises what went wrong, after `status.json` and the report say so: ValueError (bad settings or input), NonFiniteLoss
+    (diverged), WorkerDied (a learner rank died), PublishMismatch, RewardError, PoolExhausted, OSError (disk).
+    """
+    stage = Stages()
+    with claimed(recipe) as directory, reported(directory):
+        with stage("reading the corpus"):
+            corpus = load(recipe.corpus)
+        recipe = with_model(recipe, corpus, directory)
+        write_atomically(directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1))
+        with stage("connecting to Ray"):
+            connect()
+            placement = Placement(claims(recipe))
+        try:
+            with stage("starting engines, learner and rewards"):
+                job = Job(recipe, corpus, placement, directory)
+                job.ready()
+            job.train()
+        finally:
+            placement.release()
+    return directory
+
+
+@contextmanager
+def reported(directory: Path) -> Iterator[None]:
+    """However the run ends, `status.json` and `report.html` say how."""
+    write_status(directory, RunState.RUNNING, _steps_done(directory))
+    try:
+        yield
+    except BaseException as error:
+        state = RunState.DIVERGED if isinstance(error, NonFiniteLoss) else RunState.FAILED
+        write_status(directory, state, _steps_done(directory), first_line(error))
+        raise
+    else:
+        write_status(directory, RunState.FINISHED, _steps_done(directory))
+    finally:
+        write_report(directory)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; of one that came from an actor, what was raised there."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _steps_done(directory: Path) -> int:
+    return len(read_metrics(directory / METRICS_FILE))
+
+
+class Job:
+    """The fleets of one run and what feeds them."""
+
+    def __init__(self, recipe: PpoRecipe, corpus: Corpus, placement: Placement, directory: Path) -> None:
+        self.recipe, self.directory = recipe, directory
+        chat = Chat(AutoTokenizer.from_pretrained(recipe.model.path), system=recipe.prompts.system)
+        self.engine = RolloutFleet(
+            engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
+        )
+        threads = {"OMP_NUM_THREADS": str(max(int(recipe.rewards.cpus), 1))}
+        self.reward = RewardFleet(recipe.rewards, placement, environment=threads)
+        limit = recipe.prompts.max_context_tokens
+        corpus_prompts = build_prompts(
+            corpus.train, chat, max_tokens=limit, min_reference_words=recipe.prompts.min_reference_words
+        )
+        self.prompts = PromptStream(
+            corpus_prompts,
+            fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit),
+            crisis_prompts(chat, max_tokens=limit),
+            recipe.prompts,
+            recipe.seed,
+        )
+        self.learner = LearnerFleet(recipe, placement, probes(corpus_prompts, chat, recipe), directory / "diverged")
+        self.engine.on_replace(lambda: self.learner.republish(self.engine))
+
+    def ready(self) -> None:
+        """Wait until every actor is built; what one of them raised is raised here."""
+        self.learner.ready()
+        self.reward.ready()
+        self.engine.ready()
+
+    def train(self) -> None:
+        """Run the loop."""
+        recipe, sampling = self.recipe, self.recipe.sampling
+        checkpoint = recipe.checkpoint
+
+        def record(step: int, scored: Sequence[ScoredRollout]) -> None:
+            write_rollouts(self.directory, step, scored)
+            write_status(self.directory, RunState.RUNNING, step)
+
+        train(
+            steps=recipe.steps,
+            prompts_per_step=recipe.prompts.per_step,
+            sampling=Sampling(sampling.n, sampling.max_tokens, sampling.temperature, recipe.seed),
+            prompts=self.prompts,
+            engine=self.engine,
+            reward=self.reward,
+            learner=self.learner,
+            checkpoints=Checkpoints(
+                self.directory / "checkpoints", every=checkpoint.every, keep=checkpoint.keep, steps=recipe.steps
+            ),
+            trackers=lambda first_step: trackers(recipe, self.directory, first_step),
+            record=record,
+            clock=Clock(),
+        )
+
+
+def claims(recipe: PpoRecipe) -> list[Claim]:
+    """What the recipe asks of the cluster, fleet by fleet."""
+    rollout, learner, on_gpu = recipe.rollout, recipe.learner, has_gpus()
+    return [
+        Claim(ROLLOUT, rollout.engines, rollout.cpus, rollout.tensor_parallel if on_gpu else 0),
+        Claim(LEARNER, learner.ranks, learner.cpus, 1 if on_gpu else 0),
+        Claim(REWARDS, recipe.rewards.actors, recipe.rewards.cpus, 0),
+    ]
+
+
+def has_gpus() -> bool:
+    """Whether the cluster computes on GPUs; the driver may run on a head node without one."""
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def with_model(recipe: PpoRecipe, corpus: Corpus, directory: Path) -> PpoRecipe:
+    """The recipe with a model to load: its own, or the tiny one, built in the run directory.
+
+    Raises FileNotFoundError when `model.path` looks like a folder and is none.
+    """
+    path = recipe.model.path
+    if path:
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+        if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+            raise FileNotFoundError(f"model.path {path!r} holds no config.json; give a folder that transformers loads, or a hub id")
+        return recipe
+    folder = make_tiny_model(
+        recipe.model.tiny,
+        corpus,
+        directory / "model",
+        seed=recipe.seed,
+        threads=os.cpu_count() or 1,
+        say=lambda line: print(line, end="", flush=True),
+    )
+    return replace(recipe, model=replace(recipe.model, path=str(folder.resolve())))
+
+
+def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
+    """What one engine needs, on the kind of device that this cluster has."""
+    rollout, on_cpu = recipe.rollout, not has_gpus()
+    cores = rollout.threads or os.cpu_count() or 1
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    if on_cpu:
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
+    return EngineSpec(
+        model=recipe.model.path,
+        dtype=recipe.model.dtype,
+        end_ids=end_ids,
+        tensor_parallel=rollout.tensor_parallel,
+        max_model_len=rollout.max_model_len,
+        max_concurrent=rollout.max_concurrent,
+        max_batched_tokens=max(8192, rollout.max_model_len) if on_cpu else None,
+        chunked_prefill=not on_cpu,
+        kv_cache_bytes=int(rollout.kv_cache_gb * 2**30) or None,
+        memory_utilization=rollout.memory_utilization,
+        eager=rollout.eager,
+        weight_transfer=("shared_memory" if on_cpu else "nccl") if rollout.weight_transfer == "auto" else rollout.weight_transfer,
+        environment=environment,
+    )
+
+
+def probes(prompts: Sequence[Prompt], chat: Chat, recipe: PpoRecipe) -> list[Probe]:
+    """Fixed replies for the publish probe: the corpus's own, cut to a reply's length."""
+    chosen = prompts[:: max(len(prompts) // recipe.publish.probes, 1)][: recipe.publish.probes]
+    cut = recipe.sampling.max_tokens
+    return [
+        (p.token_ids, chat.example(p.history[-1:], p.reference).token_ids[-cut:]) for p in chosen
+    ]
+
+
+def trackers(recipe: PpoRecipe, directory: Path, first_step: int) -> Tracker:
+    """The trackers that the recipe and the surroundings ask for."""
+    tracking, settings = recipe.tracking, flat(recipe)
+    chosen: list[Tracker] = [JsonlTracker(directory, first_step), ConsoleTracker(first_step, recipe.steps, SHOWN)]
+    if tracking.tensorboard:
+        chosen.append(TensorBoardTracker(directory, first_step))
+    if tracking.wandb_project:
+        chosen.append(WandbTracker(tracking.wandb_project, recipe.name, settings))
+    if tracking.mlflow_experiment:
+        chosen.append(MlflowTracker(tracking.mlflow_experiment, recipe.name, settings))
+    chosen.append(RayMetricsTracker(recipe.name))
+    if ray.util.get_current_placement_group() is not None:
+        chosen.append(TuneTracker())
+    return Trackers(chosen)

