@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards.config import EmotionConfig
 from rewards.types import Score
 from rewards.words import phrases, sentences, words
 from rollout.types import Rollout
@@ -68,7 +67,7 @@ _OF_THE_THERAPIST = re.compile(r"\b(i|im|ive)( \w+){0,3} @")
 _GENERIC = phrases(r"""
     (sounds?|must be|must feel|seems?|is|thats|its|been)( \w+){0,3} (hard|tough|difficult|rough|awful|terrible|a lot)
     (sounds?|must be|must feel|seems?|is|thats|its|been)( \w+){0,3} (challenging|heavy|unbearable|stressful|painful)
-    sorry (to hear|for your|about|that you|youre|you are|this|things)
+    sorry (to hear|for your|about|that (you|things|this|it)|you|youre|this|things)
     i (can )?(understand|hear you|imagine|feel for you|see how)|(that|it) makes (\w+ )?sense
     thank you for (sharing|telling|trusting|opening)|im here for you|your feelings are
 """)
@@ -99,9 +98,6 @@ class EmotionAcknowledgement:
     words of feeling, or of more than four of them, scores 0, and a reply that names over two feelings which are not the
     client's is guessing and earns 0.3 at most.
     """
-
-    def __init__(self, config: EmotionConfig) -> None:
-        del config  # its weight is the mixture's business
 
     def applies(self, rollout: Rollout) -> bool:
         """Whether it is known what the client feels."""

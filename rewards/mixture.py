@@ -41,8 +41,8 @@ class Term(Reward, Protocol):
 # A term is a section of `RewardsConfig` with a weight, and a line here.
 TERMS: Mapping[str, Callable[[RewardsConfig], Term]] = {
     "similarity": lambda config: Similarity(config.similarity),
-    "emotion": lambda config: EmotionAcknowledgement(config.emotion),
-    "inquiry": lambda config: Inquiry(config.inquiry),
+    "emotion": lambda config: EmotionAcknowledgement(),
+    "inquiry": lambda config: Inquiry(),
     "length": lambda config: Length(config.length),
     "repetition": lambda config: Repetition(config.repetition),
 }

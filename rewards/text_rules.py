@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from rewards.config import InquiryConfig, LengthConfig, RepetitionConfig
+from rewards.config import LengthConfig, RepetitionConfig
 from rewards.types import Score
 from rewards.words import phrases, sentences, words
 from rollout.types import Rollout
@@ -41,9 +41,6 @@ class Inquiry:
     The best counts. With q > 2 questions it is multiplied by 2 / q: an interrogation is not an inquiry. A sentence of
     fewer than three words earns nothing.
     """
-
-    def __init__(self, config: InquiryConfig) -> None:
-        del config  # its weight is the mixture's business
 
     def applies(self, rollout: Rollout) -> bool:
         """Always."""

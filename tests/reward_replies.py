@@ -14,9 +14,9 @@ REFERENCE = (
 )
 
 
-def prompt(said: str = HOPELESS, *, id: str = "fixed/hopeless", reference: str = "", emotion: str = "") -> Prompt:
+def prompt(said: str = HOPELESS, *, name: str = "fixed/hopeless", reference: str = "", emotion: str = "") -> Prompt:
     """A prompt whose history is one client turn."""
-    return Prompt(id, (1, 2, 3), (Turn(Speaker.CLIENT, said),), reference, emotion)
+    return Prompt(name, (1, 2, 3), (Turn(Speaker.CLIENT, said),), reference, emotion)
 
 
 def reply(text: str, to: Prompt | None = None, sample: int = 0) -> Rollout:

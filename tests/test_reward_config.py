@@ -16,13 +16,15 @@ from rewards.config import (
 )
 from rewards.mixture import TERMS
 
-NO_TERMS = {
-    "similarity": SimilarityConfig(weight=0),
-    "emotion": EmotionConfig(weight=0),
-    "inquiry": InquiryConfig(weight=0),
-    "length": LengthConfig(weight=0),
-    "repetition": RepetitionConfig(weight=0),
-}
+
+def length_alone(weight: float) -> RewardsConfig:
+    return RewardsConfig(
+        similarity=SimilarityConfig(weight=0),
+        emotion=EmotionConfig(weight=0),
+        inquiry=InquiryConfig(weight=0),
+        length=LengthConfig(weight=weight),
+        repetition=RepetitionConfig(weight=0),
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ NO_TERMS = {
         (lambda: RepetitionConfig(ngram=0), "rewards.repetition.ngram", "0"),
         (lambda: RewardsConfig(floor=0.5), "rewards.floor", "0.5"),
         (lambda: RewardsConfig(floor=float("-inf")), "rewards.floor", "-inf"),
-        (lambda: RewardsConfig(**NO_TERMS), "rewards.*.weight", "all 0"),
+        (lambda: length_alone(0), "rewards.*.weight", "all 0"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_its_dotted_name_and_value(
@@ -58,7 +60,7 @@ def test_a_setting_that_cannot_work_is_refused_by_its_dotted_name_and_value(
 def test_weights_hold_the_terms_in_use_and_each_has_a_builder() -> None:
     """A term of weight 0 is not in use, and any term that can be given a weight can be built."""
     assert RewardsConfig().weights.keys() == TERMS.keys()
-    assert RewardsConfig(**{**NO_TERMS, "length": LengthConfig(weight=2.0)}).weights == {"length": 2.0}
+    assert length_alone(2.0).weights == {"length": 2.0}
 
 
 def test_the_reward_layer_is_described_without_torch() -> None:

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.config import EmotionConfig
 from rewards.emotion import EmotionAcknowledgement, client_emotions, emotions_in
 from tests.reward_replies import prompt, reply
 
-ESCONV = "anxiety depression sadness anger fear shame disgust nervousness pain jealousy guilt".split()
-HERE = EmotionAcknowledgement(EmotionConfig())
+LABELS = """
+    anxiety depression sadness anger fear shame disgust nervousness pain jealousy guilt
+    grief hopelessness loneliness
+"""
+HERE = EmotionAcknowledgement()
 
 
 def grade(text: str, emotion: str) -> float:
     return HERE.score([reply(text, prompt("...", emotion=emotion))])[0].value
 
 
-@pytest.mark.parametrize("label", [*ESCONV, "grief", "hopelessness", "loneliness"])
+@pytest.mark.parametrize("label", LABELS.split())
 def test_every_label_is_understood_and_can_be_acknowledged(label: str) -> None:
     """The lexicon knows each label of ESConv and three more, and framing the label's own word scores 1."""
     assert label in emotions_in(label)

@@ -23,7 +23,7 @@ from rewards.types import RewardError, Score
 from rollout.types import Rollout
 from tests.reward_replies import GOOD, HOPELESS, REFERENCE, prompt, reply
 
-WITH_REFERENCE = prompt(id="esconv/train/0412#7", reference=REFERENCE, emotion="depression")
+WITH_REFERENCE = prompt(name="esconv/train/0412#7", reference=REFERENCE, emotion="depression")
 FIXED = prompt()
 TEXT_ONLY = RewardsConfig(similarity=SimilarityConfig(weight=0))
 
@@ -76,7 +76,7 @@ def test_the_cause_of_a_failed_term_is_chained() -> None:
 
 def test_a_term_is_in_the_parts_exactly_where_it_applies(panel: Panel) -> None:
     """Without a reference the similarity abstains, without a known emotion the acknowledgement does; others stay."""
-    unknown = prompt("I lost my keys.", id="fixed/keys")
+    unknown = prompt("I lost my keys.", name="fixed/keys")
     measured = panel.measure([reply(GOOD, WITH_REFERENCE), reply(GOOD, FIXED), reply(GOOD, unknown)])
     always = {"inquiry", "length", "repetition"}
     assert [set(m.parts) for m in measured] == [{*always, "similarity", "emotion"}, {*always, "emotion"}, always]
@@ -104,8 +104,12 @@ def test_the_total_is_the_weighted_mean_of_the_parts_that_apply() -> None:
 
 def test_a_reply_that_no_term_can_judge_is_an_error_not_a_zero() -> None:
     """With similarity alone, a prompt without a reference raises and names the reply; so does a bare measurement."""
-    off = {"emotion": EmotionConfig(0), "inquiry": InquiryConfig(0), "length": LengthConfig(weight=0)}
-    alone = RewardsConfig(**off, repetition=RepetitionConfig(weight=0))
+    alone = RewardsConfig(
+        emotion=EmotionConfig(weight=0),
+        inquiry=InquiryConfig(weight=0),
+        length=LengthConfig(weight=0),
+        repetition=RepetitionConfig(weight=0),
+    )
     with pytest.raises(RewardError, match="fixed/hopeless/0"):
         Panel(alone).measure([reply(GOOD, FIXED)])
     with pytest.raises(RewardError, match="measurement 1 must have parts"):
@@ -195,8 +199,8 @@ PROBES = {
     "echo three times": " ".join([HOPELESS] * 3),
     "one word": "Hopeless.",
     "one sentence repeated": SENTENCE * 5,
-    "list of feelings": "sad depressed hopeless anxious lonely numb empty worthless miserable drained down low hurt pain",
-    "framed list": "It sounds like you are sad, depressed, hopeless, anxious, lonely, angry, ashamed, guilty and afraid.",
+    "list of feelings": "sad depressed hopeless anxious lonely numb empty worthless miserable drained hurt pain",
+    "framed list": "It sounds like you are sad, depressed, hopeless, anxious, lonely, angry, ashamed and afraid.",
     "question words": "what how why tell me more about what how why could you say more what how tell me why?",
     "volley": "What is it? How is it? Why is it? When is it? Where is it? Who is it? What now? How now?",
     "stock phrase": "I'm here to help. You are not alone. Everything will be fine in the end, my dear friend.",
@@ -225,7 +229,7 @@ def test_a_policy_that_says_one_thing_to_all_is_worth_less() -> None:
 
 def test_flags_of_terms_join_those_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag that a term raises (an expert's box, a judge's answer) gates as the rules' own do, and is listed once."""
-    monkeypatch.setitem(mixture.TERMS, "length", lambda config: Answers(1.0, flags=("dosage", "rater")))  # type: ignore
+    monkeypatch.setitem(mixture.TERMS, "length", lambda config: Answers(1.0, flags=("dosage", "rater")))
     harmful = reply("Double your dose and tell me how it goes.")
     score = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([harmful])[0]
     assert (score.value, score.flags) == (0.0, ("dosage", "rater"))

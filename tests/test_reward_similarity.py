@@ -52,13 +52,14 @@ def test_similarity_is_the_cosine_and_orders_replies_as_a_reader_would(encoder: 
 def test_similarity_abstains_without_a_reference() -> None:
     """The term applies to a prompt exactly when it has a reference with words in it."""
     term = Similarity(SimilarityConfig())
-    assert [term.applies(reply(GOOD, prompt(reference=text))) for text in ("", " \n", REFERENCE)] == [False, False, True]
+    applies = [term.applies(reply(GOOD, prompt(reference=text))) for text in ("", " \n", REFERENCE)]
+    assert applies == [False, False, True]
 
 
 def test_a_forgotten_reference_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are the same whether a reference is remembered, forgotten, or new; the memory keeps to its bound."""
     term = Similarity(SimilarityConfig())
-    replies = [reply(GOOD, prompt(id=str(i), reference=text)) for i, text in enumerate(TEXTS)]
+    replies = [reply(GOOD, prompt(name=str(i), reference=text)) for i, text in enumerate(TEXTS)]
     first, remembered = term.score(replies), term.score(replies)
     monkeypatch.setattr(similarity, "_CACHED_REFERENCES", 1)
     forgetting = [score for one in replies * 2 for score in term.score([one])]

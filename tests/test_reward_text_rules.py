@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.config import InquiryConfig, LengthConfig, RepetitionConfig
+from rewards.config import LengthConfig, RepetitionConfig
 from rewards.text_rules import Inquiry, Length, Repetition
 from tests.reward_replies import prompt, reply
 
@@ -30,13 +30,13 @@ from tests.reward_replies import prompt, reply
 )
 def test_inquiry_grades_the_best_sentence(text: str, value: float) -> None:
     """An open question is worth 1, a reflection 0.8, a closed question 0.5, and words that only look like one 0."""
-    assert [s.value for s in Inquiry(InquiryConfig()).score([reply(text)])] == [value]
+    assert [s.value for s in Inquiry().score([reply(text)])] == [value]
 
 
 def test_an_interrogation_is_worth_less_than_two_questions() -> None:
     """With q > 2 questions the grade is multiplied by 2 / q, and up to two cost nothing."""
     asked = "What happened next? How did it feel? What did you do? What do you need? "
-    scores = Inquiry(InquiryConfig()).score([reply(asked[:37]), reply(asked), reply(asked * 2)])
+    scores = Inquiry().score([reply(asked[:37]), reply(asked), reply(asked * 2)])
     assert [s.value for s in scores] == [1.0, 0.5, 0.25]
 
 
@@ -73,8 +73,8 @@ def test_the_ngram_size_is_the_setting() -> None:
 
 
 def test_siblings_with_the_same_words_lower_each_other_and_nobody_else() -> None:
-    """Among n replies to a prompt, one with m copies elsewhere scores 1 - m/(n-1); other prompts' replies do not count."""
-    here, there = prompt(id="a"), prompt(id="b")
+    """Among n replies to a prompt, one with m copies scores 1 - m/(n-1); replies to other prompts do not count."""
+    here, there = prompt(name="a"), prompt(name="b")
     same, other = "I am here for you today", "what would help you most now"
     scores = Repetition(RepetitionConfig()).score(
         [reply(same, here, 0), reply(same.upper() + "!", here, 1), reply(other, here, 2), reply(same, there, 0)]
