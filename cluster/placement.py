@@ -14,6 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "add nodes, or lower rollout.engines, rewards.actors, learner.ranks or their cpus"
+
 
 class ClusterTooSmall(ValueError):
     """The cluster cannot hold the recipe; the message says what is asked and what is there."""
@@ -86,27 +88,39 @@ def bundles(claims: Sequence[Claim]) -> list[dict[str, float]]:
     return [{name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001} for bundle in per_claim]
 
 
-def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:
-    wanted = bundles(claims)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = "; ".join(f"{c.fleet}: {c.count} x ({c.cpus:g} CPU, {c.gpus:g} GPU)" for c in claims)
-    there = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-    remedy = "add nodes, or lower rollout.engines, rewards.actors, learner.ranks or their cpus"
+def require_room(claims: Sequence[Claim]) -> None:
+    """Raise ClusterTooSmall when the cluster could not hold `claims` even if it were idle."""
+    wanted, nodes = bundles(claims), _nodes()
     total = {kind: sum(b.get(kind, 0) for b in wanted) for kind in ("CPU", "GPU")}
     short = [k for k, amount in total.items() if amount > sum(n.get(k, 0) for n in nodes) + 1e-6]
     homeless = [b for b in wanted if not any(_fits(b, node) for node in nodes)]
     if short or homeless:
         what = " and ".join(short) or "room on one node"
-        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; there is {there}; {remedy}")
-    group = placement_group(wanted, strategy=strategy)
+        asked, there = _asked_and_there(claims)
+        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; there is {there}; {_REMEDY}")
+
+
+def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:
+    require_room(claims)
+    group = placement_group(bundles(claims), strategy=strategy)
     if not group.wait(wait_s):
         free = ray.available_resources()
         remove_placement_group(group)
+        asked, there = _asked_and_there(claims)
         raise ClusterTooSmall(
             f"no room after {wait_s:g} s: the recipe asks {asked}; free now {free.get('CPU', 0):g} CPU, "
-            f"{free.get('GPU', 0):g} GPU of {there}; wait for other jobs to end, or {remedy}"
+            f"{free.get('GPU', 0):g} GPU of {there}; wait for other jobs to end, or {_REMEDY}"
         )
     return group
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _asked_and_there(claims: Sequence[Claim]) -> tuple[str, str]:
+    asked = "; ".join(f"{c.fleet}: {c.count} x ({c.cpus:g} CPU, {c.gpus:g} GPU)" for c in claims)
+    return asked, "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in _nodes())
 
 
 def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:

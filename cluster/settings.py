@@ -117,8 +117,8 @@ def _split(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         if token.startswith("--"):
             if name:
                 yield name, values
-            name, _, value = token[2:].partition("=")
-            name, values = name.replace("-", "_"), [value] if value else []
+            name, equals, value = token[2:].partition("=")
+            name, values = name.replace("-", "_"), [value] if equals else []
         elif not name:
             raise SettingsError(f"the command line: expected --dotted.name before {token!r}")
         else:
@@ -134,8 +134,9 @@ def _sections(known: Mapping[str, Any]) -> list[str]:
 def _parse_value(name: str, hint: Any, words: Sequence[str], source: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            leaf = dataclasses.make_dataclass("Leaf", [("value", hint)])
-            parsed = tyro.cli(tyro.conf.FlagConversionOff[leaf], args=["--value", *words], console_outputs=False)  # type: ignore[valid-type]
+            leaf = dataclasses.make_dataclass("Leaf", [("value", tyro.conf.Positional[hint])])  # type: ignore[valid-type]
+            # behind "--" no word is an option, so that a text may begin with a dash
+            parsed = tyro.cli(tyro.conf.FlagConversionOff[leaf], args=["--", *words], console_outputs=False)  # type: ignore[valid-type]
             return parsed.value
         except SystemExit:
             shown = " ".join(words) or "nothing"

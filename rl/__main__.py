@@ -85,9 +85,9 @@ def _recipe(words: Sequence[str], command: str):  # type: ignore[no-untyped-def]
 
 def ppo(words: Sequence[str]) -> int:
     """Train."""
-    from rl.ppo import run
-
     recipe = _recipe(words, "ppo")
+    from rl.ppo import run  # loads torch and more: not before help was given and the settings are sound
+
     directory = run(recipe)
     print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
     return Exit.DONE
@@ -95,10 +95,11 @@ def ppo(words: Sequence[str]) -> int:
 
 def demo(words: Sequence[str]) -> int:
     """The recipe `demo`; not learning is an error."""
+    recipe = _recipe(["demo", *words], "demo")
     from eval.report_summary import reward_change
     from rl.ppo import METRICS_FILE, read_metrics, run
 
-    directory = run(_recipe(["demo", *words], "demo"))
+    directory = run(recipe)
     print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
     change = reward_change([[row["reward/mean"]] for row in read_metrics(directory / METRICS_FILE)])
     if change is None or change.low <= 0:

@@ -56,9 +56,10 @@ class Experience(Batch):
 def collate(scored: Sequence[ScoredRollout]) -> Batch:
     """Pad scored rollouts into a batch, one row each, in order (`split` is the inverse).
 
-    An aborted reply, or one without tokens, is a programming error of the engine's contract.
+    An aborted reply, or one without tokens or a log-prob for each, is a programming error of the engine's contract.
     """
     assert all(s.rollout.finish is not Finish.ABORTED and s.rollout.response_ids for s in scored)
+    assert all(len(s.rollout.sampled_logprobs) == len(s.rollout.response_ids) for s in scored)  # one would be broadcast
     sequences = [(*s.rollout.prompt.token_ids, *s.rollout.response_ids) for s in scored]
     width = max(map(len, sequences))
     tokens_BS = torch.zeros(len(scored), width, dtype=torch.int64)

@@ -126,7 +126,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as written. Raises DamagedCheckpoint, naming the file."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or no text at all
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} cannot be read") from error
     for name, digest in hashes.items():
         if not (folder / name).is_file():

@@ -99,6 +99,7 @@ class PpoConfig:
     entropy_coef: float = 0.0
     balance_coef: float = 0.01  # MoE load balancing
     importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
+    truncated: Literal["bootstrap", "score"] = "bootstrap"  # what a reply cut by the budget earns: see `PpoLearner.annotate`
     whiten: bool = True
     kl: Literal["k1", "k2", "k3"] = "k1"
     kl_coef: float = 0.2

@@ -81,7 +81,12 @@ class PpoLearner:
         self._updates = 0
 
     def annotate(self, batch: Batch) -> Experience:
-        """Log-probs, reference log-probs and values of a batch; from them advantages and returns."""
+        """Log-probs, reference log-probs and values of a batch; from them advantages and returns.
+
+        A reply that the token budget cut short has not earned its score yet: with `ppo.truncated = "bootstrap"` the
+        critic's estimate of what comes stands in its place (both together would pay twice, and teach the policy not to
+        end). `"score"` takes the cut as the end.
+        """
         batch = _to(batch, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
         order_B = by_length(batch, torch.arange(batch.rows, device=zero.device))
@@ -107,9 +112,10 @@ class PpoLearner:
         logprobs_BT, reference_BT, values_BS = columns_B3S[:, 0, :-1], columns_B3S[:, 1, :-1], columns_B3S[:, 2]
         mask_BT = batch.mask_BT
         kl_BT = kl_penalty(logprobs_BT, reference_BT, mask_BT, kind=ppo.kl)
-        rewards_BT = shape_rewards(batch.score_B, kl_BT, mask_BT, kl_coef=self._kl.coef)
+        unpaid_B = batch.truncated_B & (ppo.truncated == "bootstrap")
+        rewards_BT = shape_rewards(torch.where(unpaid_B, 0, batch.score_B), kl_BT, mask_BT, kl_coef=self._kl.coef)
         beyond_B = values_BS.gather(1, last_token_B(mask_BT)[:, None] + 1).squeeze(1)
-        last_value_B = torch.where(batch.truncated_B, beyond_B, 0)
+        last_value_B = torch.where(unpaid_B, beyond_B, 0)
         values_BT = torch.where(mask_BT, values_BS[:, :-1], 0)
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, last_value_B, mask_BT, gamma=ppo.gamma, lam=ppo.lam)
         if ppo.whiten:

@@ -5,9 +5,11 @@ Local runs, tests and the demonstration start from it; `attune sft` makes real s
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,9 +30,10 @@ from transformers import (
 )
 
 from rl.config import TinyConfig
-from rollout.chat import Chat, Example
+from rollout.chat import Chat, Example, merged
 from rollout.corpora import Corpus
 from rollout.tokenizer import train_tokenizer
+from rollout.types import Dialogue, Speaker
 
 
 def build(config: TinyConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -114,29 +117,29 @@ def make_tiny_model(
 def warm_up(
     model: PreTrainedModel, chat: Chat, corpus: Corpus, config: TinyConfig, *, seed: int
 ) -> Iterator[Mapping[str, float]]:
-    """Supervised steps (next-token cross-entropy on the therapist's replies, one-cycle learning rate); a row a step."""
-    train, valid = (
-        [e for d in split for e in chat.dialogue(d, config.context)] for split in (corpus.train, corpus.valid)
-    )
+    """Supervised steps (next-token cross-entropy on the therapist's replies, one-cycle learning rate); a row a step.
+
+    A step takes `warmup_batch` dialogues, and of each one reply again with only the turn that it answers, since PPO also
+    asks for replies to single turns.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.warmup_lr, betas=(0.9, 0.95), weight_decay=0.01)
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
+    batches = _batches(corpus.train, chat, config, seed)
+    valid = [e for d in corpus.valid[: 8 * config.warmup_batch] for e in chat.dialogue(d, config.context)]
     started, tokens = time.perf_counter(), 0
     for step in range(1, config.warmup_steps + 1):
-        while len(order) < config.warmup_batch:
-            order += torch.randperm(len(train), generator=generator).tolist()
-        batch, order = [train[i] for i in order[: config.warmup_batch]], order[config.warmup_batch :]
         progress = step / config.warmup_steps
         rate = config.warmup_lr * min(10 * progress, 0.55 + 0.45 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
+        batch = next(batches)
         loss = reply_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         tokens += sum(len(e.token_ids) for e in batch)
-        row = {"step": step, "loss": float(loss), "lr": rate, "tokens_per_s": tokens / (time.perf_counter() - started)}
+        pace = tokens / (time.perf_counter() - started)
+        row = {"step": step, "loss": float(loss.detach()), "lr": rate, "tokens_per_s": pace}
         if step % max(config.warmup_steps // 6, 1) == 0 or step == config.warmup_steps:
             with torch.no_grad():
                 pieces = [valid[i : i + config.warmup_batch] for i in range(0, len(valid), config.warmup_batch)][:8]
@@ -144,6 +147,26 @@ def warm_up(
             mean = sum(losses) / len(losses)
             row |= {"valid/loss": mean, "valid/perplexity": math.exp(mean)}
         yield row
+
+
+def _batches(dialogues: Sequence[Dialogue], chat: Chat, config: TinyConfig, seed: int) -> Iterator[list[Example]]:
+    order: list[Dialogue] = []
+    shuffler = random.Random(seed)
+    while True:
+        if len(order) < config.warmup_batch:
+            order += shuffler.sample(list(dialogues), len(dialogues))
+            continue
+        drawn, order = order[: config.warmup_batch], order[config.warmup_batch :]
+        batch = []
+        for dialogue in drawn:
+            batch.append(shuffler.choice(chat.dialogue(dialogue, config.context)))
+            turns = merged(dialogue.turns)
+            pairs = [(asked, said) for asked, said in itertools.pairwise(turns) if said.speaker is Speaker.THERAPIST]
+            asked, said = shuffler.choice(pairs)
+            pair = chat.example([asked], said.text)
+            if len(pair.token_ids) <= config.context:
+                batch.append(pair)
+        yield batch
 
 
 def reply_loss(model: PreTrainedModel, batch: Sequence[Example]) -> torch.Tensor:

@@ -15,8 +15,8 @@ Special tokens inside a turn's text are replaced by spaces: nobody ends a turn b
 
 from __future__ import annotations
 
-import bisect
 import copy
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -86,6 +86,7 @@ class Chat:
         added = {str(token): token_id for token_id, token in self.tokenizer.added_tokens_decoder.items()}
         self._special = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
         self._system = self._clean(system)
+        self._lengths: dict[str, int] = {}
         ask, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}
         self._takes_system = self._takes([{"role": "system", "content": "setting"}, ask])
         self._takes_opening = self._takes([{"role": "assistant", "content": "opening"}, ask])
@@ -115,10 +116,15 @@ class Chat:
             return self._encode(self._prompt(turns[start:]))
 
         starts = _starts(turns)
-        ids = ids_from(0)
-        if len(ids) > max_tokens:
-            first = bisect.bisect_left(starts, True, lo=1, key=lambda start: len(ids_from(start)) <= max_tokens)
-            ids = ids_from(starts[min(first, len(starts) - 1)])
+        # the turns' own lengths say nearly where to begin: one or two renderings settle it
+        sizes = list(itertools.accumulate(self._length(turn.text) for turn in reversed(turns)))[::-1]
+        guess = next((n for n, start in enumerate(starts) if sizes[start] <= max_tokens), len(starts) - 1)
+        ids = ids_from(starts[guess])
+        while len(ids) > max_tokens and guess + 1 < len(starts):
+            guess += 1
+            ids = ids_from(starts[guess])
+        while len(ids) <= max_tokens and guess > 0 and len(longer := ids_from(starts[guess - 1])) <= max_tokens:
+            guess, ids = guess - 1, longer
         if len(ids) > max_tokens:
             raise PromptTooLong(
                 f"a prompt's last client turn must fit in {max_tokens} tokens, takes {len(ids)} with template and "
@@ -185,6 +191,11 @@ class Chat:
 
     def _template(self, messages: list[dict[str, str]], *, generate: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+
+    def _length(self, text: str) -> int:
+        if text not in self._lengths:
+            self._lengths[text] = len(self._encode(text))
+        return self._lengths[text]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

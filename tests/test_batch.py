@@ -1,0 +1,194 @@
+"""`rl.batch`: nothing is lost or moved between rollouts and tensors, nor between a batch and its parts.
+
+Axes as in `rl.batch`: B rows, S tokens, T = S - 1 positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rewards.types import Score, ScoredRollout
+from rl.advantages import last_token_B
+from rl.batch import Batch, Experience, by_length, collate, split
+from rollout.types import Finish, Prompt, Rollout, VersionSpan
+
+ids = st.lists(st.integers(0, 50_000), min_size=1, max_size=8).map(tuple)  # 0 too: a token like any other
+
+
+@st.composite
+def scored_rollouts(draw: st.DrawFn) -> ScoredRollout:
+    prompt_ids, response_ids = draw(ids), draw(ids)
+    count = len(response_ids)
+    cuts = sorted(draw(st.sets(st.integers(1, count - 1), max_size=2))) if count > 1 else []
+    edges = [0, *cuts, count]
+    spans = tuple(VersionSpan(10 + i, a, b) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)))
+    rollout = Rollout(
+        prompt=Prompt("p", prompt_ids, ()),
+        sample=0,
+        response_ids=response_ids,
+        sampled_logprobs=tuple(draw(st.lists(st.floats(-50, 0, width=32), min_size=count, max_size=count))),
+        versions=spans,
+        text="",
+        finish=draw(st.sampled_from([Finish.STOPPED, Finish.TRUNCATED])),
+    )
+    return ScoredRollout(rollout, Score(draw(st.floats(-10, 10, width=32))))
+
+
+many = st.lists(scored_rollouts(), min_size=1, max_size=6)
+
+
+def rollout(prompt: int, response: int, finish: Finish = Finish.STOPPED) -> ScoredRollout:
+    return ScoredRollout(
+        Rollout(
+            prompt=Prompt("p", tuple(range(1, prompt + 1)), ()),
+            sample=0,
+            response_ids=tuple(range(100, 100 + response)),
+            sampled_logprobs=(-1.0,) * response,
+            versions=(VersionSpan(3, 0, response),),
+            text="",
+            finish=finish,
+        ),
+        Score(0.5),
+    )
+
+
+def experience(batch: Batch) -> Experience:
+    """An experience whose every cell is its own number, off the mask too."""
+    B, T = batch.mask_BT.shape
+    names = [item.name for item in fields(Experience) if item.name not in vars(batch) and item.name.endswith("_BT")]
+    columns = {name: torch.arange(B * T).view(B, T) + 1000.0 * k for k, name in enumerate(names)}
+    return Experience(**vars(batch), **columns, token_share_LE=torch.rand(2, 3))
+
+
+def copies(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in vars(batch).items()}
+
+
+def unchanged(batch: Batch, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
+
+
+@given(scored=many)
+@settings(deadline=None)
+def test_collate_then_split_is_the_identity(scored: list[ScoredRollout]) -> None:
+    """Prompt ids, response ids and sampled log-probs come back exactly, row by row, in order."""
+    expected = [
+        (s.rollout.prompt.token_ids, s.rollout.response_ids, tuple(s.rollout.sampled_logprobs)) for s in scored
+    ]
+    assert split(collate(scored)) == expected
+
+
+@given(scored=many)
+@settings(deadline=None)
+def test_every_cell_is_what_its_token_says(scored: list[ScoredRollout]) -> None:
+    """Position t is about token t + 1: masked, with its log-prob and version, where that is a sampled token; else 0.
+
+    Beyond a row's length there are only pads, and the widest row has none.
+    """
+    batch = collate(scored)
+    assert batch.rows == len(scored)
+    assert batch.tokens_BS.shape[1] == int(batch.lengths_B.max())
+    for row, item in enumerate(scored):
+        prompt, reply = item.rollout.prompt.token_ids, item.rollout.response_ids
+        length = len(prompt) + len(reply)
+        assert int(batch.lengths_B[row]) == length
+        assert batch.tokens_BS[row, length:].eq(0).all()
+        assert float(batch.score_B[row]) == item.score.value
+        assert bool(batch.truncated_B[row]) == (item.rollout.finish is Finish.TRUNCATED)
+        versions = {i: span.version for span in item.rollout.versions for i in range(span.start, span.stop)}
+        for t in range(batch.mask_BT.shape[1]):
+            k = t + 1 - len(prompt)  # which token of the reply position t predicts
+            sampled = 0 <= k < len(reply)
+            assert bool(batch.mask_BT[row, t]) == sampled
+            assert float(batch.sampled_logprobs_BT[row, t]) == (item.rollout.sampled_logprobs[k] if sampled else 0)
+            assert int(batch.versions_BT[row, t]) == (versions[k] if sampled else 0)
+            if sampled:
+                assert int(batch.tokens_BS[row, t + 1]) == reply[k]
+
+
+@given(scored=many)
+@settings(deadline=None)
+def test_the_last_sampled_position_is_that_of_the_last_token(scored: list[ScoredRollout]) -> None:
+    """A row's last sampled position predicts its last token: position length - 2."""
+    batch = collate(scored)
+    assert torch.equal(last_token_B(batch.mask_BT), batch.lengths_B - 2)
+
+
+@given(scored=many, data=st.data())
+@settings(deadline=None)
+def test_take_keeps_rows_and_cuts_only_pads(scored: list[ScoredRollout], data: st.DataObject) -> None:
+    """Row i of `take(rows)` is row rows[i], whatever order or repetition; what is cut away is beyond every row's end."""
+    whole = experience(collate(scored))
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(scored) - 1), min_size=1, max_size=8)))
+    part = whole.take(rows)
+    assert type(part) is Experience and part.rows == len(rows)
+    assert split(part) == [split(whole)[int(row)] for row in rows]
+    width = int(part.lengths_B.max())
+    assert part.tokens_BS.shape[1] == width and part.mask_BT.shape[1] == width - 1
+    assert int(whole.mask_BT[rows, width - 1 :].sum()) == 0 and int(whole.tokens_BS[rows, width:].sum()) == 0
+    for name, value in vars(part).items():
+        source = vars(whole)[name]
+        if name == "token_share_LE":
+            assert torch.equal(value, source)
+        else:
+            assert torch.equal(value, source[rows] if source.dim() == 1 else source[rows, : value.shape[1]]), name
+
+
+@given(scored=many)
+@settings(deadline=None)
+def test_parts_taken_back_together_are_the_whole(scored: list[ScoredRollout]) -> None:
+    """Micro-batches of a permutation hold every row once: undone, they are the batch."""
+    batch = collate(scored)
+    order = by_length(batch, torch.randperm(batch.rows, generator=torch.Generator().manual_seed(len(scored))))
+    found: dict[int, tuple[object, ...]] = {}
+    for rows in order.split(2):
+        found |= dict(zip(rows.tolist(), split(batch.take(rows)), strict=True))
+    assert [found[row] for row in range(batch.rows)] == split(batch)
+
+
+@given(scored=many, data=st.data())
+@settings(deadline=None)
+def test_by_length_only_reorders(scored: list[ScoredRollout], data: st.DataObject) -> None:
+    """The same rows from longest to shortest; rows of one length keep the order they were given in."""
+    batch = collate(scored)
+    given_rows = data.draw(st.permutations(range(batch.rows)))
+    ordered = by_length(batch, torch.tensor(given_rows)).tolist()
+    assert ordered == sorted(given_rows, key=lambda row: -int(batch.lengths_B[row]))
+
+
+def test_nothing_is_written_in_place() -> None:
+    """Taking, ordering and splitting leave the batch as it was, a part shares no memory with it, and no field can be set."""
+    batch = collate([rollout(3, 2), rollout(1, 6), rollout(2, 2, Finish.TRUNCATED)])
+    for whole in (batch, experience(batch)):
+        before = copies(whole)
+        part = whole.take(torch.arange(3))
+        by_length(whole, torch.arange(3))
+        split(whole)
+        for item in fields(whole):
+            if not item.name.endswith("_LE"):
+                getattr(part, item.name).fill_(7)
+        assert unchanged(whole, before)
+        with pytest.raises(FrozenInstanceError):
+            whole.score_B = torch.zeros(3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("broken", [rollout(2, 0), rollout(2, 2, Finish.ABORTED)], ids=["empty", "aborted"])
+def test_a_broken_reply_is_a_programming_error(broken: ScoredRollout) -> None:
+    """Replies that no engine may return are not trained on."""
+    with pytest.raises(AssertionError):
+        collate([rollout(2, 2), broken])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_log_probs_must_be_one_per_token(count: int) -> None:
+    """A reply of three tokens with any other number of log-probs is refused, a single one too (it would be broadcast)."""
+    item = rollout(2, 3)
+    wrong = replace(item, rollout=replace(item.rollout, sampled_logprobs=(-1.0,) * count))
+    with pytest.raises(AssertionError):
+        collate([rollout(2, 2), wrong])
