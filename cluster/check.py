@@ -5,15 +5,13 @@ Each function looks at one thing and says what it found; none raises for what it
 
 from __future__ import annotations
 
-import enum
-import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.findings import Finding, installed, missing, ok, size, warn
 from cluster.placement import Claim, ClusterTooSmall, bundles, connect, require_room
 
 SMALL_SHARED_MEMORY = 256 * 2**20  # a container's default is 64 MiB
@@ -31,58 +30,6 @@ TOKEN_HINT = (
 )
 _SECONDS_TO_ANSWER = 3.0
 _SECONDS_TO_LOOK = 60.0  # a node may have to start a worker first
-
-
-class Verdict(enum.StrEnum):
-    """Whether a job can rely on what was looked at."""
-
-    OK = "ok"
-    WARN = "warn"
-    MISSING = "MISSING"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was looked at (`subject`), what is there (`value`), and what to do about it (`remedy`, "" when all is well)."""
-
-    verdict: Verdict
-    subject: str
-    value: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.value}; {self.remedy}" if self.remedy else self.value
-        return f"{self.verdict:<8}{self.subject:<15} {' '.join(text.split())}"
-
-
-def ok(subject: str, value: str) -> Finding:
-    """All is well."""
-    return Finding(Verdict.OK, subject, value)
-
-
-def warn(subject: str, value: str, remedy: str) -> Finding:
-    """It may go well."""
-    return Finding(Verdict.WARN, subject, value, remedy)
-
-
-def missing(subject: str, value: str, remedy: str = "") -> Finding:
-    """A run would fail; `remedy` may stay empty where `value` (an error's message) names it."""
-    return Finding(Verdict.MISSING, subject, value, remedy)
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    units = ("B", "kB", "MB", "GB", "TB", "PB")
-    power = min(max(len(f"{count:.0f}") - 1, 0) // 3, len(units) - 1)
-    return f"{count / 1000**power:.3g} {units[power]}"
-
-
-def installed(distribution: str) -> str | None:
-    """The version of an installed distribution."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @contextmanager
@@ -153,26 +100,34 @@ def look(names: Sequence[str], paths: Mapping[str, str]) -> NodeReport:
     return NodeReport(platform.node(), {name: installed(name) for name in names}, gpu_bytes, seen)
 
 
-def node_reports(names: Sequence[str], paths: Mapping[str, str]) -> list[NodeReport]:
-    """`look` on every node of the joined cluster. Raises RayError when a node cannot run this code, or does not answer."""
+def nodes(
+    names: Sequence[str], paths: Mapping[str, str], *, on_gpu: bool
+) -> Generator[Finding, None, list[NodeReport]]:
+    """Look at every node of the joined cluster; returns their reports, none when one could not be had."""
     task = ray.remote(num_cpus=0)(look)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    at = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    return ray.get([task.options(scheduling_strategy=a).remote(names, paths) for a in at], timeout=_SECONDS_TO_LOOK)
+    at = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    asked = [task.options(scheduling_strategy=strategy).remote(names, paths) for strategy in at]
+    try:
+        reports = ray.get(asked, timeout=_SECONDS_TO_LOOK)
+    except RayError as error:
+        yield missing("nodes", f"a node cannot run this code ({error})", "submit with `ray job submit --working-dir .`")
+        return []
+    yield from differences(reports, on_gpu=on_gpu)
+    return reports
 
 
 def differences(reports: Sequence[NodeReport], *, on_gpu: bool) -> Iterator[Finding]:
-    """What of `node_reports` a run would stumble over: other versions than here, CPU builds beside GPUs, unseen paths."""
+    """What a run would stumble over: other versions than this process's, CPU builds beside GPUs, paths not seen."""
     for report in reports:
-        for name, version in report.packages.items():
-            if version != installed(name):
-                there = f"{report.host} has {name} {version or 'not installed'}, this process {installed(name) or 'none'}"
-                yield missing("nodes", there, "install one version on every node")
+        for name, there in report.packages.items():
+            if there != (here := installed(name)):
+                value = f"{report.host} has {name} {there or 'not installed'}, this process {here or 'not installed'}"
+                yield missing("nodes", value, "install one version on every node")
         torch = report.packages.get("torch")
         if on_gpu and report.gpu_bytes and torch and torch.endswith("+cpu"):
             yield missing("nodes", f"{report.host} has GPUs and torch {torch}", "install torch's CUDA build there")
-        for what in (what for what, is_there in report.sees.items() if not is_there):
-            yield missing("nodes", f"{report.host} does not see {what}", "use storage that every node mounts at this path")
+        for what in (what for what, is_seen in report.sees.items() if not is_seen):
+            yield missing("nodes", f"{report.host} does not see {what}", "use storage that every node mounts")
     gpus = [size(count) for report in reports for count in report.gpu_bytes]
     hosts = ", ".join(report.host for report in reports)
     yield ok("nodes", f"{hosts}: {len(gpus)} GPU(s) {', '.join(sorted(set(gpus)))}".rstrip())
@@ -187,8 +142,8 @@ def disk(folder: Path, needed: int) -> Finding:
     """Whether the disk that `folder` is or will be on has `needed` bytes free."""
     free = shutil.disk_usage(existing(folder)).free
     if free < needed:
-        return missing("disk", f"{size(free)} free, a run needs about {size(needed)}", "free some, or choose another --runs")
-    return ok("disk", f"{size(free)} free, a run needs about {size(needed)}")
+        return missing("disk", f"{size(free)} free, checkpoints take about {size(needed)}", "choose another --runs")
+    return ok("disk", f"{size(free)} free, checkpoints take about {size(needed)}")
 
 
 def existing(folder: Path) -> Path:

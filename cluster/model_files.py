@@ -15,14 +15,14 @@ TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.
 
 
 class ModelFiles(NamedTuple):
-    """Numbers in the safetensors files (0: there are none to count), and what is wrong, each as "lacks ..." or the like."""
+    """Numbers in the safetensors files (0: there are none to count), and what is wrong: "lacks config.json", ..."""
 
     parameters: int
     problems: tuple[str, ...]
 
 
 def model_files(folder: Path) -> ModelFiles:
-    """Look at `folder`: config.json, a tokenizer, and every tensor that the weights' index names, in shards of full length.
+    """Look at `folder`: config.json, a tokenizer, and every tensor that the weights' index names, in whole shards.
 
     Weights in pickled files only are neither counted nor looked into.
     """

@@ -1,4 +1,4 @@
-"""Preflight of the Python packages: versions against those that the code was made for, and the traps of installing them."""
+"""Preflight of the Python packages: versions against those that the code was made for, and traps of installing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cluster.check import Finding, installed, missing, ok, warn
+from cluster.findings import Finding, installed, missing, ok, warn
 
 
 def packages(distribution: str, needed: Sequence[str]) -> Iterator[Finding]:
@@ -23,19 +23,22 @@ def packages(distribution: str, needed: Sequence[str]) -> Iterator[Finding]:
     try:
         metadata = importlib.metadata.metadata(distribution)
     except importlib.metadata.PackageNotFoundError:
-        yield warn("versions", f"not compared: {distribution} is not installed as a package", "pip install --no-deps -e .")
+        found = f"not compared: {distribution} is not installed as a package"
+        yield warn("versions", found, "pip install --no-deps -e . where the code lies")
         return
-    if not SpecifierSet(metadata.get("Requires-Python") or "").contains(platform.python_version()):
-        yield warn("python", f"made for {metadata['Requires-Python']}", "use such a Python")
+    pythons = str(metadata.json.get("requires_python", ""))
+    if not SpecifierSet(pythons).contains(platform.python_version()):
+        yield warn("python", f"{platform.python_version()}, made for {pythons}", "use such a Python")
     extras = metadata.get_all("Provides-Extra") or []
     for requirement in map(Requirement, importlib.metadata.requires(distribution) or []):
         version, marker = installed(requirement.name), requirement.marker
         is_core = marker is None or marker.evaluate({"extra": ""})
         is_extra = marker is not None and any(marker.evaluate({"extra": extra}) for extra in extras)
         if version is None and is_core and requirement.name not in versions:
-            yield missing("packages", f"{requirement.name} not installed", f"pip install '{requirement.name}{requirement.specifier}'")
+            pinned = f"{requirement.name}{requirement.specifier}"
+            yield missing("packages", f"{requirement.name} not installed", f"pip install '{pinned}'")
         elif version and (is_core or is_extra) and not requirement.specifier.contains(version, prereleases=True):
-            yield warn("versions", f"{requirement.name} {version}, made for {requirement.specifier}", "install that one")
+            yield warn("versions", f"{requirement.name} {version}, made for {requirement.specifier}", "install that")
 
 
 def torch_and_transformers() -> Finding:
@@ -47,7 +50,7 @@ def torch_and_transformers() -> Finding:
         what = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         unneeded = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed(name)]
         if unneeded:
-            remedy = f"pip uninstall {' '.join(unneeded)}: text does not need them, and builds for another torch break it"
+            remedy = f"pip uninstall {' '.join(unneeded)}: text needs none, and builds for another torch break models"
         else:
             remedy = "install torch and transformers of the versions that this code was made for"
         return missing("imports", f"transformers' models cannot be imported ({what})", remedy)

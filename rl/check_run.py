@@ -1,0 +1,140 @@
+"""What `attune check` says of a run: its directory, trackers and corpus, and the cluster that it would use."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import io
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+
+from cluster.check import NodeReport, cluster_memory, disk, existing, joined, nodes, room, shared_memory
+from cluster.findings import Finding, Verdict, missing, ok, size, warn
+from cluster.packages import vllm_build
+from rl.check_model import Model, encoder, fits, policy, prompts
+from rl.config import PpoRecipe, TrackingConfig
+from rl.footprint import cpu_bytes, disk_bytes, gpu_bytes, weight_bytes
+from rl.ppo import claims, has_gpus
+from rl.records import check_resume
+from rollout.config import CorpusConfig
+from rollout.corpora import Corpus, load
+from rollout.weight_stream import CHUNK_BYTES
+
+
+def look(recipe: PpoRecipe, names: Sequence[str]) -> Iterator[Finding]:
+    """Every finding that needs the packages; `names` are those whose versions must be the same on every node."""
+    yield from trackers(recipe.tracking)
+    writable = yield from run_directory(recipe)
+    yield from encoder(recipe.rewards)
+    corpus = yield from dialogues(recipe.corpus)
+    model = None if corpus is None else (yield from policy(recipe, corpus))
+    if corpus is not None and model is not None:
+        yield prompts(recipe, corpus, model.tokenizer)
+        yield from fits(recipe, model)
+        yield disk(recipe.directory, disk_bytes(recipe, model.parameters))
+    yield from the_cluster(recipe, names, model, writable=writable)
+
+
+def trackers(config: TrackingConfig) -> Iterator[Finding]:
+    """The vendors' packages that the recipe asks for."""
+    asked = {
+        "tensorboard": config.tensorboard,
+        "wandb": bool(config.wandb_project),
+        "mlflow": bool(config.mlflow_experiment),
+    }
+    for name in (name for name, is_asked in asked.items() if is_asked and importlib.util.find_spec(name) is None):
+        yield missing("tracking", f"{name} not installed", f"pip install {name}, or leave it out of [tracking]")
+
+
+def run_directory(recipe: PpoRecipe) -> Generator[Finding, None, bool]:
+    """Whether the run directory can be written, is nobody's now, and holds no run that the recipe cannot continue."""
+    directory = recipe.directory
+    lock = directory / ".lock"
+    changes = io.StringIO()
+    try:
+        with tempfile.TemporaryFile(dir=existing(directory)):
+            pass
+        if lock.exists():
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with contextlib.redirect_stdout(changes):
+            check_resume(directory, recipe)
+    except BlockingIOError:
+        owner = lock.read_text().strip() or "another process"
+        yield missing("run directory", f"{directory} is in use by {owner}", "wait for it, or choose another --name")
+        return True
+    except OSError as error:
+        yield missing("run directory", f"{directory} cannot be written ({error})", "choose another --runs")
+        return False
+    except ValueError as error:
+        yield missing("run directory", str(error))
+        return True
+    if changes.getvalue():
+        yield warn("run directory", f"{directory}: {changes.getvalue()}", "resuming takes the new values")
+    resumes = any((directory / "checkpoints").glob("step-*"))
+    yield ok("run directory", f"{directory} can be written; the run {'resumes' if resumes else 'begins'}")
+    return True
+
+
+def dialogues(config: CorpusConfig) -> Generator[Finding, None, Corpus | None]:
+    """The corpus, read as a run reads it."""
+    try:
+        corpus = load(config)
+    except (ValueError, OSError) as error:
+        yield missing("corpus", str(error))
+        return None
+    counts = ", ".join(f"{split} {len(members)}" for split, members in corpus.splits.items())
+    files = corpus.provenance["files"]
+    assert not isinstance(files, str)
+    hashes = ", ".join(f"{name} {str(digest)[:12]}" for name, digest in list(files.items())[:2])
+    more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+    yield ok("corpus", f"{config.format}: dialogues {counts}; sha256 {hashes}{more}")
+    return corpus
+
+
+def the_cluster(
+    recipe: PpoRecipe, names: Sequence[str], model: Model | None, *, writable: bool
+) -> Iterator[Finding]:
+    """The cluster that the run would use: its room, its nodes, their memory, and the vLLM for its kind of device."""
+    with joined() as connection:
+        yield connection
+        if connection.verdict is Verdict.MISSING:
+            return
+        on_gpu = has_gpus()
+        yield room(claims(recipe))
+        yield vllm_build(on_gpu=on_gpu)
+        with _marker(recipe, writable) as paths:
+            if model is not None and model.folder is not None:
+                paths[f"the model {recipe.model.path}"] = str(model.folder.absolute())
+            reports = yield from nodes(names, paths, on_gpu=on_gpu)
+        if model is not None and model.parameters:
+            yield memory(recipe, model.parameters, reports, on_gpu=on_gpu)
+        if on_gpu:
+            yield warn("collectives", "not tried", "the run's first publish tries NCCL between learner and engines")
+    transfer = recipe.rollout.weight_transfer
+    if model is not None and (transfer == "shared_memory" or (transfer == "auto" and not on_gpu)):
+        yield from shared_memory(min(weight_bytes(recipe, model.parameters), CHUNK_BYTES))
+
+
+@contextlib.contextmanager
+def _marker(recipe: PpoRecipe, writable: bool) -> Iterator[dict[str, str]]:
+    if not writable:
+        yield {}
+        return
+    with tempfile.NamedTemporaryFile(dir=existing(recipe.directory), prefix=".attune-check-") as file:
+        yield {f"the run directory's disk ({recipe.runs})": file.name}
+
+
+def memory(recipe: PpoRecipe, parameters: int, reports: Sequence[NodeReport], *, on_gpu: bool) -> Finding:
+    """Whether the estimate of what the run holds in memory fits; an estimate can only warn."""
+    remedy = "raise learner.zero_stage, learner.ranks or rollout.tensor_parallel, use LoRA, or take a smaller model"
+    if not on_gpu:
+        needed, there = cpu_bytes(recipe, parameters), cluster_memory()
+        text = f"a run takes about {size(needed)}, Ray found {size(there)}"
+        return ok("memory", text) if needed <= there else warn("memory", text, remedy)
+    rank, engine = gpu_bytes(recipe, parameters)
+    smallest = min((count for report in reports for count in report.gpu_bytes), default=0)
+    text = f"a learner rank takes {size(rank)}, an engine {size(engine)} and its cache, a GPU has {size(smallest)}"
+    fits_in = rank <= smallest and engine <= smallest * recipe.rollout.memory_utilization
+    return ok("memory", text) if fits_in else warn("memory", text, remedy)

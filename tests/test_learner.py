@@ -1,0 +1,166 @@
+"""The learner on real ranks under real ZeRO: what must not matter does not, and what must be caught is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from cluster.placement import Claim, Placement, connect
+from rewards.types import Score, ScoredRollout
+from rl.batch import Batch, collate
+from rl.config import PpoRecipe
+from rl.fleet import FLEET, LearnerFleet
+from rl.learner import NonFiniteLoss
+from rollout.types import Finish, Prompt, Rollout, VersionSpan
+from tests.tiny import TARGETS, quick_recipe, save_tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "mixtral")
+
+
+def some_batch(rows: int = 8, seed: int = 0) -> Batch:
+    """Replies of different lengths with made-up log-probs and scores; one in four cut by the budget."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(5, 500, (length,), generator=generator).tolist())
+
+    scored = []
+    for row in range(rows):
+        reply = ids(3, 16)
+        prompt = Prompt(f"p{row}", ids(4, 40), ())
+        logprobs = tuple((-torch.rand(len(reply), generator=generator)).tolist())
+        finish = Finish.TRUNCATED if row % 4 == 0 else Finish.STOPPED
+        rollout = Rollout(prompt, 0, reply, logprobs, (VersionSpan(0, 0, len(reply)),), "", finish)
+        scored.append(ScoredRollout(rollout, Score(float(torch.rand(1, generator=generator)))))
+    return collate(scored)
+
+
+def trained(recipe: PpoRecipe, batch: Batch, folder: Path, *, updates: int = 2) -> tuple[dict[str, float], list[list[float]]]:
+    """Metrics of the first update, and the policy's log-probs of fixed replies after `updates` of them."""
+    placement = Placement([Claim(FLEET, recipe.learner.ranks, 0.1)])
+    probes = [(tuple(range(10, 30)), tuple(range(40, 60))), (tuple(range(300, 340)), tuple(range(7, 20)))]
+    fleet = LearnerFleet(recipe, placement, probes, folder / "failed")
+    try:
+        first = fleet.update(fleet.annotate(batch)).metrics
+        for _ in range(updates - 1):
+            fleet.update(fleet.annotate(batch))
+        return dict(first), fleet.log_probs(probes)
+    finally:
+        fleet.kill()
+        placement.release()
+
+
+def close(one: list[list[float]], other: list[list[float]], tolerance: float) -> None:
+    gap = max(abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+    assert gap < tolerance, gap
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[list[float]]]:
+    """One rank, one micro-batch, no ZeRO: the plainest way to make the same updates."""
+    recipe = quick_recipe(model, tmp_path_factory.mktemp("whole"), learner__ranks=1, learner__zero_stage=0,
+                          learner__micro_batch=8, ppo__minibatches=1)  # fmt: skip
+    return trained(recipe, some_batch(), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "micro"), [(2, 0, 4), (2, 1, 4), (2, 2, 2), (2, 3, 4), (2, 3, 1), (1, 2, 3)]
+)
+def test_updates_do_not_depend_on_how_the_batch_is_cut(
+    model: Path, tmp_path: Path, whole: tuple[dict[str, float], list[list[float]]], ranks: int, stage: int, micro: int
+) -> None:
+    """Two PPO steps give the same policy, losses and gradient norms whatever the sharding of rows (ranks), of states
+    (ZeRO 0-3), the accumulation and the padding of micro-batches, to rounding."""
+    recipe = quick_recipe(model, tmp_path, learner__ranks=ranks, learner__zero_stage=stage,
+                          learner__micro_batch=micro, ppo__minibatches=1)  # fmt: skip
+    metrics, logprobs = trained(recipe, some_batch(), tmp_path)
+    for name, value in whole[0].items():
+        if name not in ("learner/peak_memory_bytes",):
+            assert metrics[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    close(logprobs, whole[1], 1e-4)
+
+
+def test_the_first_minibatch_has_ratio_one(model: Path, tmp_path: Path) -> None:
+    """Before any update the policy is the one that was annotated: ratio 1, nothing clipped, no KL, to rounding."""
+    recipe = quick_recipe(model, tmp_path, ppo__epochs=1, ppo__minibatches=1)
+    metrics, _ = trained(recipe, some_batch(), tmp_path, updates=1)
+    assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert metrics["policy/clip_fraction"] == 0
+    assert abs(metrics["policy/approx_kl"]) < 1e-8
+    assert metrics["policy/kl"] == pytest.approx(0, abs=1e-4)  # the policy starts as its reference
+
+
+def test_wider_padding_changes_nothing(model: Path, tmp_path: Path) -> None:
+    """A batch padded far beyond its longest row trains the same policy bit for bit."""
+    batch = some_batch()
+
+    def padded(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor, (0, 37))
+
+    wide = replace(batch, **{n: padded(t) for n, t in vars(batch).items() if n.endswith(("_BS", "_BT"))})
+    recipe = quick_recipe(model, tmp_path)
+    plain, with_pads = (trained(recipe, b, tmp_path) for b in (batch, wide))
+    assert plain[1] == with_pads[1]
+
+
+def test_the_reference_never_moves(model: Path, tmp_path: Path) -> None:
+    """LoRA: after updates, log-probs under adapters off are bit for bit those before them, and the policy has moved."""
+    recipe = quick_recipe(model, tmp_path, model__tuning="lora", model__lora__targets=TARGETS["mixtral"])
+    placement = Placement([Claim(FLEET, 2, 0.1)])
+    fleet = LearnerFleet(recipe, placement, [], tmp_path / "failed")
+    try:
+        before = fleet.annotate(some_batch())
+        fleet.update(before)
+        after = fleet.annotate(some_batch())
+    finally:
+        fleet.kill()
+        placement.release()
+    assert torch.equal(before.reference_logprobs_BT, after.reference_logprobs_BT)
+    assert not torch.equal(before.logprobs_BT, after.logprobs_BT)
+    assert torch.equal(before.logprobs_BT, before.reference_logprobs_BT)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_batch(model: Path, tmp_path: Path) -> None:
+    """A NaN score raises NonFiniteLoss that names the file, which holds the batch; the weights are as before."""
+    recipe = quick_recipe(model, tmp_path)
+    placement = Placement([Claim(FLEET, 2, 0.1)])
+    probe = [(tuple(range(10, 30)), tuple(range(40, 60)))]
+    fleet = LearnerFleet(recipe, placement, probe, tmp_path / "diverged")
+    try:
+        before = fleet.log_probs(probe)
+        batch = replace(some_batch(), score_B=torch.full((8,), float("nan")))
+        with pytest.raises(NonFiniteLoss, match=r"not finite.*diverged/version"):
+            fleet.update(fleet.annotate(batch))
+        assert fleet.log_probs(probe) == before
+    finally:
+        fleet.kill()
+        placement.release()
+    [saved] = (tmp_path / "diverged").iterdir()
+    assert torch.equal(torch.load(saved)["tokens_BS"], batch.tokens_BS)
+
+
+def test_unknown_lora_targets_are_named(model: Path, tmp_path: Path) -> None:
+    """Targets that match nothing: the error names the setting, the model and the modules it has."""
+    recipe = quick_recipe(model, tmp_path, model__tuning="lora", model__lora__targets=("c_attn",))
+    placement = Placement([Claim(FLEET, 2, 0.1)])
+    with pytest.raises(ValueError, match=r"model.lora.targets \['c_attn'\] match no module of Mixtral.*q_proj"):
+        LearnerFleet(recipe, placement, [], tmp_path).ready()
+    placement.release()
