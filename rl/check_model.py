@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from cluster.findings import Finding, missing, ok, size, warn
 from cluster.model_files import model_files
 from rewards.config import RewardsConfig
 from rewards.similarity import encoder_source
-from rl.config import PpoRecipe
-from rl.footprint import weight_bytes
+from rl.config import ModelConfig, PpoRecipe
+from rl.footprint import Counts, policy_bytes
+from rl.policy import ActorCritic
 from rl.ppo import with_model
 from rl.tiny import build
 from rollout.chat import Chat
@@ -27,11 +29,11 @@ AGAIN = "copy or download it again"
 
 
 class Model(NamedTuple):
-    """What is known of the policy without its weights; `folder` is None when it will be built by the run."""
+    """What is known of the policy without its weights; `folder` is None when the run will build it."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    parameters: int
+    counts: Counts
     folder: Path | None
 
 
@@ -51,12 +53,12 @@ def encoder(config: RewardsConfig) -> Iterator[Finding]:
     files = model_files(folder)
     yield from (missing("encoder", f"{folder} {problem}", AGAIN) for problem in files.problems)
     if not files.problems:
-        yield ok("encoder", f"{config.similarity.encoder}: {files.parameters / 1e6:.3g} M parameters")
+        yield ok("encoder", f"{config.similarity.encoder}: {number(files.parameters)} parameters")
 
 
 def policy(recipe: PpoRecipe, corpus: Corpus) -> Generator[Finding, None, Model | None]:
-    """The policy's files, or the small model that the run will build; its parameters, and their bytes."""
-    folder: Path | None = None
+    """The policy's files, or the small model that the run will build: its parameters, and those that train."""
+    where: Path | str
     try:
         if recipe.model.path or (recipe.directory / "model").exists():
             path = with_model(recipe, corpus, recipe.directory).model.path
@@ -64,27 +66,53 @@ def policy(recipe: PpoRecipe, corpus: Corpus) -> Generator[Finding, None, Model 
             if folder is None:
                 yield not_here("model", path)
                 return None
-            files = model_files(folder)
+            where, files = folder, model_files(folder)
             if files.problems:
                 yield from (missing("model", f"{folder} {problem}", AGAIN) for problem in files.problems)
                 return None
             config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-            model = Model(config, tokenizer, files.parameters, folder)
+            held, trained = learner_counts(recipe.model, config)
+            model = Model(config, tokenizer, Counts(files.parameters, held, trained), folder)
         else:
             tokenizer = train_tokenizer(corpus.train, recipe.model.tiny.vocabulary)
+            where = f"a small {recipe.model.tiny.shape}, built by the run"
             with torch.device("meta"):
                 tiny = build(recipe.model.tiny, tokenizer)
-            model = Model(tiny.config, tokenizer, tiny.num_parameters(), None)
+            held, trained = learner_counts(recipe.model, tiny.config)
+            model = Model(tiny.config, tokenizer, Counts(tiny.num_parameters(), held, trained), None)
     except (ValueError, OSError) as error:
         yield missing("model", str(error))
         return None
-    where = folder or f"a small {recipe.model.tiny.shape}, built by the run"
-    if not model.parameters:
+    if model.counts.policy == 0:
         yield warn("model", f"{where}: pickled weights, whose size is not known", "save it as safetensors")
-    else:
-        weights = size(weight_bytes(recipe, model.parameters))
-        yield ok("model", f"{where}: {model.parameters / 1e6:,.4g} M parameters, {weights} in {recipe.model.dtype}")
+        return model
+    weights = size(policy_bytes(recipe, model.counts))
+    yield ok("model", f"{where}: {number(model.counts.policy)} parameters, {weights} in {recipe.model.dtype}")
+    yield ok("training", f"{recipe.model.tuning}: {number(trained)} parameters of policy and critic")
+    yield from context(recipe, model.config)
     return model
+
+
+def context(recipe: PpoRecipe, config: PretrainedConfig) -> Iterator[Finding]:
+    """Whether the model reads sequences as long as the recipe's."""
+    wanted = recipe.rollout.max_model_len
+    if hasattr(config, "max_position_embeddings") and wanted > config.max_position_embeddings:
+        there = f"the model reads {config.max_position_embeddings} tokens, rollout.max_model_len is {wanted}"
+        yield missing("context", there, "lower rollout.max_model_len and prompts.max_context_tokens")
+
+
+def learner_counts(model: ModelConfig, config: PretrainedConfig) -> tuple[int, int]:
+    """Parameters that a learner holds and trains. Raises ValueError when the adapters' targets are not in the model."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT is surprised by a second adapter
+        held = ActorCritic(model, lambda: AutoModelForCausalLM.from_config(config))
+    trained = sum(parameter.numel() for group in held.trainable().values() for parameter in group)
+    return sum(parameter.numel() for parameter in held.parameters()), trained
+
+
+def number(count: int) -> str:
+    """A number of parameters for people."""
+    return f"{count / 1e6:,.4g} M" if count < 1e9 else f"{count / 1e9:,.4g} G"
 
 
 def folder_of(source: str, revision: str = "") -> Path | None:
@@ -120,18 +148,3 @@ def prompts(recipe: PpoRecipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBas
     if not built:
         return missing("prompts", counts, "lower prompts.min_reference_words, or raise prompts.max_context_tokens")
     return ok("prompts", f"{counts}, each within {limit} tokens")
-
-
-def fits(recipe: PpoRecipe, model: Model) -> Iterator[Finding]:
-    """Whether the model takes sequences that long, and has the modules that adapters go to."""
-    wanted = recipe.rollout.max_model_len
-    if hasattr(model.config, "max_position_embeddings") and wanted > model.config.max_position_embeddings:
-        there = f"the model reads {model.config.max_position_embeddings} tokens, rollout.max_model_len is {wanted}"
-        yield missing("context", there, "lower rollout.max_model_len and prompts.max_context_tokens")
-    if recipe.model.tuning == "lora":
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(model.config)
-        modules = {name.rpartition(".")[2] for name, module in skeleton.named_modules() if hasattr(module, "weight")}
-        if absent := [target for target in recipe.model.lora.targets if target not in modules]:
-            remedy = f"choose model.lora.targets from {', '.join(sorted(modules))}"
-            yield missing("adapters", f"the model has no {', '.join(absent)}", remedy)

@@ -8,13 +8,14 @@ import importlib.util
 import io
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 
 from cluster.check import NodeReport, cluster_memory, disk, existing, joined, nodes, room, shared_memory
 from cluster.findings import Finding, Verdict, missing, ok, size, warn
 from cluster.packages import vllm_build
-from rl.check_model import Model, encoder, fits, policy, prompts
+from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
-from rl.footprint import cpu_bytes, disk_bytes, gpu_bytes, weight_bytes
+from rl.footprint import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.ppo import claims, has_gpus
 from rl.records import check_resume
 from rollout.config import CorpusConfig
@@ -31,8 +32,7 @@ def look(recipe: PpoRecipe, names: Sequence[str]) -> Iterator[Finding]:
     model = None if corpus is None else (yield from policy(recipe, corpus))
     if corpus is not None and model is not None:
         yield prompts(recipe, corpus, model.tokenizer)
-        yield from fits(recipe, model)
-        yield disk(recipe.directory, disk_bytes(recipe, model.parameters))
+        yield disk(recipe.directory, disk_bytes(recipe, model.counts))
     yield from the_cluster(recipe, names, model, writable=writable)
 
 
@@ -93,9 +93,7 @@ def dialogues(config: CorpusConfig) -> Generator[Finding, None, Corpus | None]:
     return corpus
 
 
-def the_cluster(
-    recipe: PpoRecipe, names: Sequence[str], model: Model | None, *, writable: bool
-) -> Iterator[Finding]:
+def the_cluster(recipe: PpoRecipe, names: Sequence[str], model: Model | None, *, writable: bool) -> Iterator[Finding]:
     """The cluster that the run would use: its room, its nodes, their memory, and the vLLM for its kind of device."""
     with joined() as connection:
         yield connection
@@ -105,16 +103,16 @@ def the_cluster(
         yield room(claims(recipe))
         yield vllm_build(on_gpu=on_gpu)
         with _marker(recipe, writable) as paths:
-            if model is not None and model.folder is not None:
-                paths[f"the model {recipe.model.path}"] = str(model.folder.absolute())
+            if model is not None and model.folder is not None and Path(recipe.model.path).is_dir():
+                paths[f"the model {model.folder}"] = str(model.folder)
             reports = yield from nodes(names, paths, on_gpu=on_gpu)
-        if model is not None and model.parameters:
-            yield memory(recipe, model.parameters, reports, on_gpu=on_gpu)
+        if model is not None:
+            yield memory(recipe, model.counts, reports, on_gpu=on_gpu)
         if on_gpu:
             yield warn("collectives", "not tried", "the run's first publish tries NCCL between learner and engines")
     transfer = recipe.rollout.weight_transfer
     if model is not None and (transfer == "shared_memory" or (transfer == "auto" and not on_gpu)):
-        yield from shared_memory(min(weight_bytes(recipe, model.parameters), CHUNK_BYTES))
+        yield from shared_memory(min(policy_bytes(recipe, model.counts), CHUNK_BYTES))
 
 
 @contextlib.contextmanager
@@ -126,15 +124,15 @@ def _marker(recipe: PpoRecipe, writable: bool) -> Iterator[dict[str, str]]:
         yield {f"the run directory's disk ({recipe.runs})": file.name}
 
 
-def memory(recipe: PpoRecipe, parameters: int, reports: Sequence[NodeReport], *, on_gpu: bool) -> Finding:
+def memory(recipe: PpoRecipe, counts: Counts, reports: Sequence[NodeReport], *, on_gpu: bool) -> Finding:
     """Whether the estimate of what the run holds in memory fits; an estimate can only warn."""
     remedy = "raise learner.zero_stage, learner.ranks or rollout.tensor_parallel, use LoRA, or take a smaller model"
     if not on_gpu:
-        needed, there = cpu_bytes(recipe, parameters), cluster_memory()
+        needed, there = cpu_bytes(recipe, counts), cluster_memory()
         text = f"a run takes about {size(needed)}, Ray found {size(there)}"
         return ok("memory", text) if needed <= there else warn("memory", text, remedy)
-    rank, engine = gpu_bytes(recipe, parameters)
+    rank, engine = rank_bytes(recipe, counts), engine_bytes(recipe, counts)
     smallest = min((count for report in reports for count in report.gpu_bytes), default=0)
     text = f"a learner rank takes {size(rank)}, an engine {size(engine)} and its cache, a GPU has {size(smallest)}"
-    fits_in = rank <= smallest and engine <= smallest * recipe.rollout.memory_utilization
-    return ok("memory", text) if fits_in else warn("memory", text, remedy)
+    fits = rank <= smallest and engine <= smallest * recipe.rollout.memory_utilization
+    return ok("memory", text) if fits else warn("memory", text, remedy)

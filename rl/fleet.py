@@ -34,6 +34,7 @@ class LearnerFleet:
         self._failures = failures
         self._version = -1
         self._connected: object = None
+        self.tolerance = recipe.publish.limit(recipe.model.dtype)
         self._group = WorkerGroup(
             FLEET,
             recipe.learner.ranks,
@@ -77,10 +78,9 @@ class LearnerFleet:
             engine.restart()  # brings the new engines up to date by `republish`
             metrics = {}
         gap = self.gap(engine)
-        limit = self._recipe.publish.limit(self._recipe.model.dtype)
-        if not gap <= limit:
-            raise PublishMismatch(self._explain(engine, gap, limit))
-        return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": limit}
+        if not gap <= self.tolerance:
+            raise PublishMismatch(self.explain(engine, gap, self.tolerance))
+        return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": self.tolerance}
 
     def republish(self, engine: RolloutFleet) -> None:
         """Send the current version again, to engines that were replaced."""
@@ -119,7 +119,7 @@ class LearnerFleet:
         self._connected = engine
         return metrics
 
-    def _explain(self, engine: RolloutFleet, gap: float, limit: float) -> str:
+    def explain(self, engine: RolloutFleet, gap: float, limit: float) -> str:
         """Resend one group after another: the one that closes most of the gap was the one that arrived wrong."""
         message = f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
         transfer = self._recipe.rollout.weight_transfer

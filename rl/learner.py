@@ -136,6 +136,7 @@ class PpoLearner:
 
         Raises NonFiniteLoss before the update that a NaN or infinite loss would make.
         """
+        assert experience.rows == self._recipe.replies_per_step, "accumulation is laid out for the recipe's batch"
         experience = _to(experience, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
         totals, norms, ratio_max, made = torch.zeros(len(_COLUMNS), device=zero.device), [], 0.0, 0

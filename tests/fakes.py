@@ -1,7 +1,7 @@
 """Small stand-ins for an engine, a reward and a learner that hold whoever calls them to the contract.
 
-Each one checks what it is given before it answers, writes what it was asked to a shared `journal`, and answers as a pure
-function of its state and input, so that two runs can be compared.
+Each one checks what it is given before it answers, writes what it was asked to a shared `journal`, and answers as a
+pure function of its state and input, so that two runs can be compared.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class FakeLearner:
     def annotate(self, batch: Batch) -> Experience:
         """An experience whose every column is made from `batch`."""
         B, S = batch.tokens_BS.shape
-        assert B == batch.rows > 0 and S == int(batch.lengths_B.max())
+        assert B == batch.rows > 0 and int(batch.lengths_B.max()) == S
         assert batch.mask_BT.dtype == torch.bool and batch.tokens_BS.dtype == torch.int64
         for name in ("mask_BT", "sampled_logprobs_BT", "versions_BT"):
             assert getattr(batch, name).shape == (B, S - 1), name

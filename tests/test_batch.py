@@ -6,6 +6,7 @@ Axes as in `rl.batch`: B rows, S tokens, T = S - 1 positions.
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def scored_rollouts(draw: st.DrawFn) -> ScoredRollout:
     count = len(response_ids)
     cuts = sorted(draw(st.sets(st.integers(1, count - 1), max_size=2))) if count > 1 else []
     edges = [0, *cuts, count]
-    spans = tuple(VersionSpan(10 + i, a, b) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)))
+    spans = tuple(VersionSpan(10 + i, a, b) for i, (a, b) in enumerate(pairwise(edges)))
     rollout = Rollout(
         prompt=Prompt("p", prompt_ids, ()),
         sample=0,
@@ -78,9 +79,7 @@ def unchanged(batch: Batch, before: dict[str, Tensor]) -> bool:
 @settings(deadline=None)
 def test_collate_then_split_is_the_identity(scored: list[ScoredRollout]) -> None:
     """Prompt ids, response ids and sampled log-probs come back exactly, row by row, in order."""
-    expected = [
-        (s.rollout.prompt.token_ids, s.rollout.response_ids, tuple(s.rollout.sampled_logprobs)) for s in scored
-    ]
+    expected = [(s.rollout.prompt.token_ids, s.rollout.response_ids, tuple(s.rollout.sampled_logprobs)) for s in scored]
     assert split(collate(scored)) == expected
 
 
@@ -123,7 +122,7 @@ def test_the_last_sampled_position_is_that_of_the_last_token(scored: list[Scored
 @given(scored=many, data=st.data())
 @settings(deadline=None)
 def test_take_keeps_rows_and_cuts_only_pads(scored: list[ScoredRollout], data: st.DataObject) -> None:
-    """Row i of `take(rows)` is row rows[i], whatever order or repetition; what is cut away is beyond every row's end."""
+    """Row i of `take(rows)` is row rows[i], whatever order or repetition; only pads are cut away."""
     whole = experience(collate(scored))
     rows = torch.tensor(data.draw(st.lists(st.integers(0, len(scored) - 1), min_size=1, max_size=8)))
     part = whole.take(rows)
@@ -163,7 +162,7 @@ def test_by_length_only_reorders(scored: list[ScoredRollout], data: st.DataObjec
 
 
 def test_nothing_is_written_in_place() -> None:
-    """Taking, ordering and splitting leave the batch as it was, a part shares no memory with it, and no field can be set."""
+    """Taking, ordering and splitting leave the batch as it was; a part shares no memory; no field can be set."""
     batch = collate([rollout(3, 2), rollout(1, 6), rollout(2, 2, Finish.TRUNCATED)])
     for whole in (batch, experience(batch)):
         before = copies(whole)
@@ -187,7 +186,7 @@ def test_a_broken_reply_is_a_programming_error(broken: ScoredRollout) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_log_probs_must_be_one_per_token(count: int) -> None:
-    """A reply of three tokens with any other number of log-probs is refused, a single one too (it would be broadcast)."""
+    """A reply of three tokens with any other number of log-probs is refused; a single one would be broadcast."""
     item = rollout(2, 3)
     wrong = replace(item, rollout=replace(item.rollout, sampled_logprobs=(-1.0,) * count))
     with pytest.raises(AssertionError):

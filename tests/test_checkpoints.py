@@ -318,7 +318,7 @@ def test_a_run_saves_on_beside_a_damaged_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.xfail(strict=True, reason="starts again from 0, and writes over the metrics of all steps")
 def test_no_sound_checkpoint_is_an_error(tmp_path: Path) -> None:
-    """Where there are checkpoints and none is sound, the run says so: starting anew over them is for a person to decide."""
+    """Where there are checkpoints and none is sound, the run says so: a person decides whether to start over them."""
     saved = checkpoints(tmp_path)
     for step in range(2):
         flip(save(saved, step) / "learner" / "weights.bin")

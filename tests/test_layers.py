@@ -37,7 +37,7 @@ def importers(*vendors: str) -> set[str]:
 
 
 def test_the_walker_sees_every_form_of_import() -> None:
-    """Plain, dotted, renamed, nested, conditional and relative imports are all seen: else the other tests see nothing."""
+    """Plain, dotted, renamed, nested, conditional and relative imports are all seen, or the other tests are blind."""
     source = """
 import ray, wandb as w
 import torch.nn.functional

@@ -1,4 +1,4 @@
-"""The run directory: rollouts that read back whole, one process at a time, and no resume that its checkpoints refuse."""
+"""The run directory: rollouts that read back whole, one process at a time, no resume that its checkpoints refuse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ from rollout.types import Finish, Prompt, Rollout, Speaker, Turn, VersionSpan
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "rl" / "recipes" / "local.toml"
-HISTORY = (Turn(Speaker.CLIENT, "I can't sleep."), Turn(Speaker.THERAPIST, "Since when?"), Turn(Speaker.CLIENT, "März…"))
+HISTORY = (
+    Turn(Speaker.CLIENT, "I can't sleep."),
+    Turn(Speaker.THERAPIST, "Since when?"),
+    Turn(Speaker.CLIENT, "März…"),
+)
 
 
 def recipe(directory: Path, *argv: str) -> PpoRecipe:
@@ -59,7 +63,7 @@ def scored(sample: int, parts: dict[str, float], flags: tuple[str, ...] = ()) ->
 
 
 def test_rollouts_read_back_as_they_were(tmp_path: Path) -> None:
-    """One row per reply, in order, with every field exact: text in any script, ids above 16 bits, log-probs to the bit."""
+    """One row per reply, in order, with every field exact: any script, ids above 16 bits, log-probs to the bit."""
     items = [scored(0, {"length": 1.0}), scored(1, {"length": 0.5}, ("false-hope", "dismissal"))]
     path = write_rollouts(tmp_path, 50, items)
     assert path == tmp_path / "rollouts" / "step-000050.parquet"

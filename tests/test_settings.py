@@ -221,7 +221,10 @@ def test_a_mistake_in_a_sample_names_the_search() -> None:
         (["--rewards.length.low", "-5"], ["rewards.length.low", ">= 1", "-5"]),
         (["--sampling.top_p", "0.9"], ["sampling.top_p", "must be 1", "0.9"]),
         (["--corpus.path", "here"], ["corpus.path", "empty", "here", "corpus.format"]),
-        (["--sampling.n", "3", "--prompts.per_step", "15"], ["prompts.per_step", "45", "divide by ppo.minibatches", "4"]),
+        (
+            ["--sampling.n", "3", "--prompts.per_step", "15"],
+            ["prompts.per_step", "45", "divide by ppo.minibatches", "4"],
+        ),
         (["--sampling.max_tokens", "400"], ["sampling.max_tokens", "656", "rollout.max_model_len", "320"]),
         (["--model.tiny.context", "128"], ["model.tiny.context", "128", "rollout.max_model_len", "320"]),
     ],
@@ -232,7 +235,9 @@ def test_a_broken_invariant_names_knob_rule_and_value(argv: list[str], said: lis
     assert all(part in message for part in said), message
 
 
-@pytest.mark.xfail(strict=True, reason="accepted today, and fails late: a division by zero, or a run in the wrong folder")
+@pytest.mark.xfail(
+    strict=True, reason="accepted today, and fails late: a division by zero, or a run in the wrong folder"
+)
 @pytest.mark.parametrize(
     "argv",
     [

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -102,7 +103,7 @@ class Client:
         assert update.names, "a chunk brings something"
         assert len(update.names) == len(update.dtypes) == len(update.shapes) == len(update.offsets)
         assert all(offset % 64 == 0 for offset in update.offsets)
-        assert all(isinstance(x, str | int) for x in (*update.names, *update.dtypes, *sum(update.shapes, [])))
+        assert all(isinstance(x, str | int) for x in (*update.names, *update.dtypes, *chain(*update.shapes)))
         self.chunks.append(self.read(update))
         self.sizes.append(sum(x.numel() * x.element_size() for _, x in self.chunks[-1]))
 
@@ -165,7 +166,7 @@ def test_every_layout_arrives(layout: list[list[tuple[torch.dtype, tuple[int, ..
 def test_a_chunk_outlives_the_memory_it_came_in() -> None:
     """Where a publish has several chunks, what an earlier one delivered stays when the memory is used again.
 
-    By the later chunks of its own publish (vLLM reads padded parameters only when it finishes), and by the next publish.
+    By the later chunks of its own publish (vLLM reads padded parameters only when it finishes), and by the next one.
     """
     sender, client = SharedMemorySender(chunk_bytes=256), Client()
     first, second = model(seed=1), model(seed=2)
@@ -235,7 +236,7 @@ def engine(pipe: Connection) -> None:
 
 
 def test_another_process_reads_the_bits() -> None:
-    """A process that shares nothing with the sender, but its user and machine, reads what was sent, publish by publish."""
+    """A process that shares nothing with the sender but its user and machine reads each publish as it was sent."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=engine, args=(theirs,), daemon=True)
     process.start()

@@ -1,0 +1,207 @@
+"""The fleets of a job together: two real vLLM engines, two reward actors, two learner ranks under DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from cluster.placement import Placement, connect
+from rewards.types import Score
+from rl.fleet import PublishMismatch
+from rl.loop import attach, describe, step_sampling
+from rl.batch import collate
+from rl.ppo import Job, claims
+from rollout.corpora import load
+from rollout.types import Finish, Rollout, Sampling
+from rollout.weight_stream import SharedMemorySender, TensorSpec, WeightGroup
+from tests.tiny import quick_recipe, save_tiny
+
+pytestmark = pytest.mark.slow
+
+LONG = Sampling(n=8, max_tokens=24, temperature=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    folder = tmp_path_factory.mktemp("job")
+    recipe = quick_recipe(
+        save_tiny(folder / "model"), folder / "runs", rollout__engines=2, rollout__cpus=0.25, learner__cpus=0.25,
+        rewards__cpus=0.25, rollout__restarts=4, ppo__policy_lr=3e-3, ppo__critic_lr=3e-3, ppo__kl_coef=0.0,
+        ppo__kl_target=None, rewards__similarity__weight=0.5,
+        prompts__per_step=8, sampling__n=4, learner__micro_batch=16, ppo__truncated="score",
+        ppo__clip_high=1.0,
+    )  # fmt: skip
+    recipe.directory.mkdir(parents=True)
+    connect()
+    placement = Placement(claims(recipe))
+    started = Job(recipe, load(recipe.corpus), placement, recipe.directory)
+    started.ready()
+    started.learner.publish(started.engine)
+    yield started
+    placement.release()
+    ray.shutdown()
+
+
+def sampled(rollouts: Sequence[Rollout]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    return [(r.response_ids, r.sampled_logprobs) for r in rollouts]
+
+
+def test_rollouts_come_in_prompt_order_and_keep_the_contract(job: Job) -> None:
+    """n rollouts per prompt, samples 0..n-1, in prompt order; log-probs per token; versions cover the reply; a reply that
+    did not use its budget ends with an end-of-turn token."""
+    prompts = job.prompts.draw(5)
+    rollouts = job.engine.generate(prompts, LONG)
+    assert [(r.prompt.id, r.sample) for r in rollouts] == [(p.id, k) for p in prompts for k in range(8)]
+    for rollout in rollouts:
+        length = len(rollout.response_ids)
+        assert 1 <= length <= 24 and len(rollout.sampled_logprobs) == length
+        assert [(s.start, s.stop) for s in rollout.versions] == [(0, length)]
+        assert (rollout.finish is Finish.TRUNCATED) == (rollout.response_ids[-1] != 3)
+        assert rollout.finish is Finish.STOPPED or length == 24
+
+
+def test_the_same_call_repeats_bit_for_bit_and_another_seed_does_not(job: Job) -> None:
+    """Token ids and log-probs are a function of weights, prompts and seed alone; replies of one prompt differ."""
+    prompts = job.prompts.draw(4)
+    once, again = job.engine.generate(prompts, LONG), job.engine.generate(prompts, LONG)
+    other = job.engine.generate(prompts, replace(LONG, seed=6))
+    assert sampled(once) == sampled(again)
+    assert sampled(once) != sampled(other)
+    assert len({r.response_ids for r in once[:8]}) > 1
+
+
+def test_sampled_log_probs_are_the_learners(job: Job) -> None:
+    """The log-prob of every sampled token agrees within 1e-5 nats with the learner's and with the engine's own scoring."""
+    prompts = job.prompts.draw(4)
+    rollouts = job.engine.generate(prompts, replace(LONG, n=2))
+    experience = job.learner.annotate(collate(attach(rollouts, [Score(0.5)] * 8)))
+    gap = (experience.logprobs_BT - experience.sampled_logprobs_BT)[experience.mask_BT].abs().max()
+    assert float(gap) < 1e-5
+    told = job.engine.logprobs([(r.prompt.token_ids, r.response_ids) for r in rollouts])
+    assert max(abs(a - b) for r, x in zip(rollouts, told, strict=True) for a, b in zip(r.sampled_logprobs, x, strict=True)) < 1e-5
+
+
+def test_after_a_publish_every_engine_samples_from_the_new_policy(job: Job) -> None:
+    """Publish after an update: gap under 1e-5 on both engines, tokens carry the new version, and log-probs of a prompt
+    that was in the prefix cache have changed (nothing stale is reused)."""
+    prompts = job.prompts.draw(4)
+    before = job.engine.generate(prompts, LONG)
+    asked = [(r.prompt.token_ids, r.response_ids) for r in before]
+    old = job.engine.every_logprobs(asked)
+    job.learner.update(job.learner.annotate(collate(attach(before, [Score(k / 32) for k in range(32)]))))
+    published = job.learner.publish(job.engine)
+    assert published["publish/logprob_gap"] < 1e-5
+    assert published["publish/bytes"] > 100_000
+    new = job.engine.every_logprobs(asked)
+    learner = job.learner.log_probs([(tuple(p), tuple(r)) for p, r in asked])
+    for engine_old, engine_new in zip(old, new, strict=True):
+        assert max(abs(a - b) for x, y in zip(engine_new, learner, strict=True) for a, b in zip(x, y, strict=True)) < 1e-5
+        assert max(abs(a - b) for x, y in zip(engine_old, engine_new, strict=True) for a, b in zip(x, y, strict=True)) > 1e-3
+    after = job.engine.generate(prompts, replace(LONG, n=2))
+    assert {s.version for r in after for s in r.versions} == {before[0].versions[0].version + 1}
+
+
+def kill_soon(pid: int, after_s: float) -> threading.Thread:
+    def kill() -> None:
+        time.sleep(after_s)
+        os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_an_engine_killed_in_mid_generation_changes_nothing_but_time(job: Job) -> None:
+    """kill -9 of an engine actor while it generates: it is replaced, given the current weights, asked again, and every
+    token id and log-prob is that of the undisturbed call."""
+    prompts, long = job.prompts.draw(16), replace(LONG, n=16)
+    undisturbed = job.engine.generate(prompts, long)
+    [pid, _] = job.engine.ready()
+    deaths, started = job.engine.deaths, time.perf_counter()
+    job.engine.generate(prompts, long)
+    usual = time.perf_counter() - started
+    killer = kill_soon(pid, usual / 3)
+    assert sampled(job.engine.generate(prompts, long)) == sampled(undisturbed)
+    killer.join()
+    assert job.engine.deaths == deaths + 1
+    assert job.learner.gap(job.engine) < 1e-5
+
+
+def test_a_reward_actor_killed_in_mid_scoring_changes_nothing_but_time(job: Job) -> None:
+    """kill -9 of a reward actor while it scores: the same scores come back."""
+    rollouts = job.engine.generate(job.prompts.draw(16), replace(LONG, n=8))
+    undisturbed = job.reward.score(rollouts)
+    started = time.perf_counter()
+    job.reward.score(rollouts)
+    usual = time.perf_counter() - started
+    deaths, [_, pid] = job.reward.deaths, job.reward.ready()
+    killer = kill_soon(pid, usual / 3)
+    assert job.reward.score(rollouts) == undisturbed
+    killer.join()
+    assert job.reward.deaths == deaths + 1
+
+
+def test_weights_that_arrive_wrong_stop_the_run_and_are_named(job: Job) -> None:
+    """When one tensor group reaches an engine changed, the publish's probe raises, and its error names that group."""
+    wrong = "model.layers.1.self_attn"
+
+    class Corrupted:
+        """The learner's own names and shapes, with noise in one group."""
+
+        def specs(self) -> list[TensorSpec]:
+            return [TensorSpec(f"{wrong}.{p}_proj.weight", torch.float32, s) for p, s in
+                    {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64)}.items()]  # fmt: skip
+
+        def __iter__(self) -> Iterator[WeightGroup]:
+            torch.manual_seed(0)
+            yield WeightGroup(wrong, tuple((s.name, torch.randn(s.shape) / 4) for s in self.specs()))
+
+    SharedMemorySender().send(Corrupted(), job.engine.client(), version=99)
+    gap = job.learner.gap(job.engine)
+    assert gap > 1e-3
+    message = job.learner.explain(job.engine, gap, 1e-4)
+    assert f"{wrong} arrived wrong" in message
+    assert job.learner.gap(job.engine) < 1e-5  # tracing it sent the right weights again
+
+
+def test_the_reward_rises_on_a_task_with_a_known_optimum(job: Job) -> None:
+    """Reward = share of a reply's tokens below id 300 (half of the vocabulary): PPO takes it from chance to over 0.9."""
+
+    class LowIds:
+        def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+            return [Score(sum(i < 300 for i in r.response_ids) / len(r.response_ids)) for r in rollouts]
+
+    means = []
+    for step in range(24):
+        rollouts = job.engine.generate(job.prompts.draw(8), step_sampling(replace(LONG, n=4, max_tokens=4), step))
+        scored = attach(rollouts, LowIds().score(rollouts))
+        means.append(describe(scored)["reward/mean"])
+        job.learner.update(job.learner.annotate(collate(scored)))
+        assert job.learner.publish(job.engine)["publish/logprob_gap"] < 1e-4
+    assert sum(means[:2]) / 2 < 0.7, means
+    assert sum(means[-3:]) / 3 > 0.9, means
+
+
+def test_a_publish_to_an_engine_that_is_dead_replaces_it(job: Job) -> None:
+    """kill -9 of an engine between steps: the next publish finds it dead, starts engines anew and proves them."""
+    [pid, _] = job.engine.ready()
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)
+    published = job.learner.publish(job.engine)
+    assert published["publish/logprob_gap"] < 1e-5
+
+
+def test_a_gap_over_the_tolerance_raises(job: Job) -> None:
+    """A tolerance below rounding makes the same publish fail, with gap and limit in the message."""
+    job.learner.tolerance = -1.0
+    with pytest.raises(PublishMismatch, match="engine and learner differ by"):
+        job.learner.publish(job.engine)

@@ -1,0 +1,476 @@
+"""Real actors on one private Ray: replicas that are replaced, ranks that die together, room that is not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.placement import Claim, ClusterTooSmall, Placement
+from cluster.pool import Pool, PoolExhausted
+from cluster.workers import WorkerDied, WorkerGroup
+from rewards.config import RewardsConfig
+from rewards.mixture import Mixture
+from rl.checkpoints import Checkpoints
+from rollout.config import PromptsConfig
+from rollout.fleet import EngineClient, EngineLost
+from rollout.prompts import PromptStream
+from rollout.types import Prompt
+
+ROOT = Path(__file__).parents[1]
+FEW = 20.0  # seconds that a fault may take to be noticed on a busy machine; a hang would be the test's timeout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[str]:
+    """A cluster of two CPUs of our own; its address."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+# -- pool ------------------------------------------------------------------------------------------------------------
+
+
+class Replica:
+    """A plain class: what it is asked is written to `asked`, a line per call."""
+
+    def __init__(self, index: int, asked: Path) -> None:
+        self._index, self._asked = index, asked
+
+    def _note(self, what: object) -> int:
+        """How often this replica's place was asked `what` before."""
+        line = f"{self._index}: {what}\n"
+        before = self._asked.read_text() if self._asked.exists() else ""
+        with self._asked.open("a") as file:
+            file.write(line)
+        return before.splitlines(keepends=True).count(line)
+
+    def double(self, share: list[int], wait_s: float = 0.0) -> tuple[list[int], int]:
+        time.sleep(wait_s)
+        self._note(share)
+        return [2 * item for item in share], os.getpid()
+
+    def double_or_die(self, share: list[int], deaths: int) -> tuple[list[int], int]:
+        if self._note(share) < deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.double(share)
+
+    def refuse(self, share: list[int]) -> None:
+        self._note(share)
+        raise ValueError(f"cannot take {share}")
+
+    def where(self) -> tuple[int, int]:
+        return self._index, os.getpid()
+
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[MakePool]:
+    """`make_pool(size, restarts=3)`; its replicas end with the test."""
+    pools: list[Pool] = []
+
+    def make(size: int, **kwargs: Any) -> Pool:
+        remote = ray.remote(Replica)
+        pools.append(
+            Pool("test engine", size, lambda i: remote.options(num_cpus=0).remote(i, tmp_path / f"{i}"), **kwargs)
+        )
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        for replica in pool.replicas:
+            ray.kill(replica)
+
+
+def asked(folder: Path, index: int) -> list[str]:
+    return (folder / str(index)).read_text().splitlines()
+
+
+def test_answers_come_in_the_order_of_the_shares(make_pool: MakePool, tmp_path: Path) -> None:
+    """Share i goes to replica i and its answer to place i, whoever is done first; fewer shares leave replicas idle."""
+    pool = make_pool(3)
+    answers = pool.map(Replica.double, [([1, 2], 0.3), ([3], 0.0), ([], 0.1)])
+    assert [answer for answer, _ in answers] == [[2, 4], [6], []]
+    pids = [pid for _, pid in answers]
+    assert len(set(pids)) == 3
+    assert pool.map(Replica.double, [([7],)]) == [([14], pids[0])]
+    assert pool.everyone(Replica.where) == list(enumerate(pids))
+    assert asked(tmp_path, 2) == ["2: []"]
+    assert pool.deaths == 0 and len(pool) == 3
+
+
+def test_a_death_changes_nothing_but_time(make_pool: MakePool, tmp_path: Path) -> None:
+    """A replica that is killed in a call is made again at its place, and asked the same share; the others once.
+
+    The newcomer is brought up to date before it is asked, and after the others have answered.
+    """
+    pool = make_pool(2)
+    seen: list[Any] = []
+    pool.revive = lambda: seen.append((pool.deaths, asked(tmp_path, 0), pool.everyone(Replica.where)))
+    before = pool.everyone(Replica.where)
+    answers = pool.map(Replica.double_or_die, [([1], 0), ([2], 1)])
+    assert [answer for answer, _ in answers] == [[2], [4]]
+    after = pool.everyone(Replica.where)
+    assert after[0] == before[0] and after[1][0] == 1 and after[1][1] != before[1][1]
+    assert asked(tmp_path, 1) == ["1: [2]"] * 3  # the killed one, the newcomer, and its own `double`
+    assert asked(tmp_path, 0) == ["0: [1]"] * 2
+    assert pool.deaths == 1
+    assert seen == [(1, ["0: [1]"] * 2, after)]
+
+
+def test_a_replica_may_die_again_until_no_restart_is_left(make_pool: MakePool) -> None:
+    """`restarts` deaths are survived, the next one ends the run, and the message names the fleet and the replica."""
+    pool = make_pool(2, restarts=2)
+    assert pool.map(Replica.double_or_die, [([1], 0), ([2], 2)])[1][0] == [4]
+    assert pool.deaths == 2
+    with pytest.raises(PoolExhausted, match=r"test engine 0 .*2 replaced"):
+        pool.map(Replica.double_or_die, [([9], 1)])
+
+
+def test_a_replica_found_dead_is_replaced(make_pool: MakePool) -> None:
+    """It may die between two calls as well."""
+    pool = make_pool(1)
+    ((_, pid),) = pool.everyone(Replica.where)
+    os.kill(pid, signal.SIGKILL)
+    assert pool.map(Replica.double, [([4],)])[0][0] == [8]
+    assert pool.deaths == 1
+
+
+def test_what_a_replica_raises_is_no_death(make_pool: MakePool, tmp_path: Path) -> None:
+    """A ValueError arrives as a ValueError with its message, is not asked again, and costs no replica."""
+    pool = make_pool(2)
+    with pytest.raises(ValueError, match=r"cannot take \[5\]"):
+        pool.map(Replica.refuse, [([5],)])
+    assert asked(tmp_path, 0) == ["0: [5]"]
+    assert pool.deaths == 0
+    assert pool.map(Replica.double, [([1],), ([2],)])[1][0] == [4]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="every replica that `replace_all` renews is paid for as a death", raises=PoolExhausted
+)
+def test_one_death_costs_one_restart(make_pool: MakePool) -> None:
+    """A fleet that is renewed as a whole since one replica died in a publish has had one death, however large it is."""
+    pool = make_pool(3, restarts=1)
+    pool.replace_all()
+    assert [index for index, _ in pool.everyone(Replica.where)] == [0, 1, 2]
+
+
+# -- worker groups ---------------------------------------------------------------------------------------------------
+
+
+class Rank:
+    """A plain class that takes part in collectives. Torch is loaded where it is used."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.rank = int(os.environ["RANK"])
+
+    def surroundings(self) -> dict[str, str]:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ATTUNE_TEST")
+        return {name: os.environ[name] for name in names} | {"word": self.word}
+
+    def join(self) -> int:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        return os.getpid()
+
+    def total(self, mine: Sequence[float]) -> float:
+        import torch
+        import torch.distributed as dist
+
+        summed = torch.tensor(mine[self.rank], dtype=torch.float64)
+        dist.all_reduce(summed)
+        return float(summed)
+
+    def total_or_refuse(self, refuses: int) -> float:
+        if self.rank == refuses:
+            raise ValueError(f"rank {self.rank} cannot")
+        return self.total([1.0, 1.0])
+
+    def total_or_hang_up_and_die(self, dies: int) -> float:
+        import torch.distributed as dist
+
+        if self.rank == dies:
+            dist.destroy_process_group()  # the peers see the closed connection first, as they sometimes do
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.total([1.0, 1.0])
+
+    def sleep_or_die(self, dies: int) -> None:
+        if self.rank == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def refuse_to_build(word: str) -> Rank:
+    raise ValueError(f"cannot build {word}")
+
+
+MakeGroup = Callable[..., WorkerGroup]
+
+
+@pytest.fixture
+def make_group() -> Iterator[MakeGroup]:
+    """`make_group(size)` of `Rank`s; they end with the test."""
+    placements: list[Placement] = []
+    groups: list[WorkerGroup] = []
+
+    def make(size: int, build: Callable[[str], Rank] = Rank) -> WorkerGroup:
+        placements.append(Placement([Claim("idle", 1, 0.1), Claim("learner", size, 0.5)], wait_s=30))
+        environment = {"OMP_NUM_THREADS": "1", "ATTUNE_TEST": "yes"}
+        groups.append(WorkerGroup("learner", size, build, ("hello",), placements[-1], environment=environment))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.kill()
+    for placement in placements:
+        placement.release()
+
+
+def test_ranks_know_each_other(make_group: MakeGroup) -> None:
+    """Each rank's environment says what a collective needs: its rank, the size, and one master that all name; `all`
+    answers by rank and `rank0` with the first; a collective sums over all; what one rank raises arrives as it was, at
+    once, while the other waits in the collective."""
+    group = make_group(2)
+    found = group.all(Rank.surroundings)
+    assert [f["RANK"] for f in found] == ["0", "1"]
+    for f in found:
+        assert (f["WORLD_SIZE"], f["LOCAL_RANK"], f["ATTUNE_TEST"], f["word"]) == ("2", "0", "yes", "hello")
+    assert len({(f["MASTER_ADDR"], f["MASTER_PORT"]) for f in found}) == 1
+    assert len(set(group.pids)) == 2 and os.getpid() not in group.pids
+    assert group.all(Rank.join) == group.pids
+    assert group.all(Rank.total, [1.5, 2.25]) == [3.75, 3.75]
+    assert group.rank0(Rank.total, [-1.0, 0.5]) == -0.5
+    before = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1 cannot"):
+        group.all(Rank.total_or_refuse, 1)
+    assert time.monotonic() - before < FEW
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_dead_rank_ends_the_group(dies: int, make_group: MakeGroup) -> None:
+    """While the other one hangs for good, a killed rank is noticed in seconds, and named."""
+    group = make_group(2)
+    assert len(group.pids) == 2
+    before = time.monotonic()
+    with pytest.raises(
+        WorkerDied, match=rf"learner rank {dies} of 2 died .*resumes from the last checkpoint"
+    ) as caught:
+        group.all(Rank.sleep_or_die, dies)
+    assert time.monotonic() - before < FEW
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="what the peer says of its connection is raised when Ray's news comes later")
+def test_a_dead_rank_is_named_whatever_its_peers_say(make_group: MakeGroup) -> None:
+    """Peers of a killed rank fail in their collective (the connection closes): that is not what the run reports, even
+    when they say it before Ray knows of the death."""
+    group = make_group(2)
+    group.all(Rank.join)
+    group.all(Rank.total, [1.0, 1.0])
+    with pytest.raises(WorkerDied, match="learner rank 1 of 2 died"):
+        group.all(Rank.total_or_hang_up_and_die, 1)
+
+
+def test_what_building_raises_is_raised_here(make_group: MakeGroup) -> None:
+    """A rank that cannot be built says why when its process id is asked for."""
+    with pytest.raises(ValueError, match="cannot build hello"):
+        _ = make_group(1, refuse_to_build).pids
+
+
+class RemoteLearner:
+    """A learner whose saving happens in other processes."""
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return self._group.rank0(Rank.save, folder)
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        raise AssertionError("nothing was saved")
+
+
+@pytest.mark.xfail(strict=True, reason="errno and strerror do not survive the way between processes: it says (None)")
+def test_a_full_disk_of_a_rank_is_said(make_group: MakeGroup, tmp_path: Path) -> None:
+    """An OSError of another process says what went wrong too."""
+    prompts = PromptStream([Prompt("p", (1,), ())], (), (), PromptsConfig(fixed_share=0, crisis_share=0), 0)
+    saved = Checkpoints(tmp_path, every=1, keep=1, steps=1)
+    with pytest.raises(OSError, match=r"step-000001 .*No space left on device.*earlier ones stay"):
+        saved.save(0, RemoteLearner(make_group(1)), prompts, Mixture(RewardsConfig()))
+
+
+# -- placement -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ([Claim("engine", 3, 1.0)], ["too little CPU", "engine: 3 x (1 CPU, 0 GPU)", "2 CPU, 0 GPU"]),
+        ([Claim("engine", 1, 1.0), Claim("reward", 4, 0.5)], ["too little CPU", "engine: 1 x", "reward: 4 x (0.5 CPU"]),
+        ([Claim("engine", 1, 1.0, 2.0)], ["too little GPU", "engine: 1 x (1 CPU, 2 GPU)", "2 CPU, 0 GPU"]),
+        ([Claim("engine", 1, 8.0, 8.0)], ["too little CPU and GPU", "1 x (8 CPU, 8 GPU)"]),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_said_at_once(claims: list[Claim], said: list[str]) -> None:
+    """Room that cannot come is not waited for: one line names what is asked, what is there and what to change."""
+    before = time.monotonic()
+    with pytest.raises(ClusterTooSmall) as caught:
+        Placement(claims)
+    assert time.monotonic() - before < 5
+    message = str(caught.value)
+    assert all(part in message for part in said), message
+    assert "lower rollout.engines" in message and "\n" not in message
+
+
+def test_room_that_others_hold_is_waited_for_and_no_longer() -> None:
+    """What is taken may become free: the wait ends when it does, or with a line that says what is free now."""
+    first = Placement([Claim("engine", 1, 1.5)], wait_s=30)
+    with pytest.raises(ClusterTooSmall, match=r"no room after 0.5 s: .*engine: 1 x \(1 CPU.*free now 0.5 CPU"):
+        Placement([Claim("engine", 1, 1.0)], wait_s=0.5)
+    first.release()
+    Placement([Claim("engine", 1, 1.0)], wait_s=30).release()
+
+
+class Tenant:
+    def bundle(self) -> int:
+        held = ray._private.worker.global_worker.core_worker.resource_ids()  # `CPU_group_2_<group>` in bundle 2
+        (index,) = (name.split("_")[2] for name in held if name.startswith("CPU_group") and name.count("_") == 3)
+        return int(index)
+
+
+def test_every_actor_has_a_bundle_of_its_own() -> None:
+    """Fleet by fleet in the order of the claims, whichever order the fleets are built in."""
+    placement = Placement([Claim("engine", 2, 0.25), Claim("reward", 1, 0.5)], wait_s=30)
+    remote = ray.remote(Tenant)
+    actors = {
+        (fleet, index): remote.options(**placement.options(fleet, index)).remote()
+        for fleet, index in (("reward", 0), ("engine", 1), ("engine", 0))
+    }
+    found = {key: ray.get(actor.bundle.remote()) for key, actor in actors.items()}
+    assert found == {("engine", 0): 0, ("engine", 1): 1, ("reward", 0): 2}
+    placement.release()
+
+
+class Trial:
+    """What runs in a Tune trial's own bundle."""
+
+    def run(self) -> tuple[bool, int, bool]:
+        trials = ray.util.get_current_placement_group()
+        placement = Placement([Claim("engine", 1, 0.5)])
+        actor = ray.remote(Tenant).options(**placement.options("engine", 0)).remote()
+        same = placement.options("engine", 0)["scheduling_strategy"].placement_group == trials
+        bundle = ray.get(actor.bundle.remote())
+        placement.release()
+        return same, bundle, ray.get(actor.bundle.remote()) == bundle
+
+
+def test_inside_a_trial_the_trials_room_is_used() -> None:
+    """The trial's group holds its own bundle first and the claims after it, and outlives the job's release."""
+    group = placement_group([{"CPU": 0.5}, {"CPU": 0.5}])
+    inside = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    trial = ray.remote(Trial).options(num_cpus=0.5, scheduling_strategy=inside).remote()
+    assert ray.get(trial.run.remote(), timeout=60) == (True, 1, True)
+    remove_placement_group(group)
+
+
+JOINED = """
+import ray
+from cluster.placement import connect
+connect()
+connect()
+print("AT", ray.get_runtime_context().gcs_address)
+"""
+
+
+def joined(**environment: str) -> str:
+    """The cluster that a new process connects to."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.run(
+        [sys.executable, "-c", JOINED],
+        cwd=ROOT,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.rpartition("AT ")[2].strip()
+
+
+def test_a_cluster_is_joined_only_when_it_is_named(cluster: str) -> None:
+    """RAY_ADDRESS is followed; without it a process starts its own cluster though another one runs on the machine."""
+    assert joined(RAY_ADDRESS=cluster) == cluster
+    alone = joined()
+    assert alone and alone != cluster
+
+
+# -- the engines' control plane --------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The receiving side of a publish: writes down what it is told."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[str, Any]] = []
+
+    def told(self) -> list[tuple[str, Any]]:
+        return self._told
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._told.append(("init", init_info))
+
+    def start_weight_update(self) -> None:
+        self._told.append(("start", None))
+
+    def update_weights(self, update_info: Any) -> None:
+        if update_info == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._told.append(("update", update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._told.append(("finish", weight_version))
+
+
+def test_every_engine_is_told_the_same() -> None:
+    """Each call reaches each engine once and in order; only the NCCL ranks differ: an engine's workers follow those of
+    the engine before it. An update that names no version finishes as the client's. A death is an EngineLost."""
+    remote = ray.remote(Engine)
+    engines = [remote.options(num_cpus=0).remote() for _ in range(2)]
+    client = EngineClient(engines, tensor_parallel=4)
+    assert client.workers == 8
+    info = {"rank_offset": 1, "master_port": 5}
+    client.init_weight_transfer_engine(info)
+    assert info == {"rank_offset": 1, "master_port": 5}
+    for version, named in ((3, "3"), (4, None)):
+        client.at(version).start_weight_update()
+        client.at(version).update_weights({"chunk": version})
+        client.at(version).finish_weight_update(named)
+    for index, told in enumerate(ray.get([engine.told.remote() for engine in engines])):
+        assert told == [
+            ("init", {"rank_offset": 1 + 4 * index, "master_port": 5}),
+            *(("start", None), ("update", {"chunk": 3}), ("finish", "3")),
+            *(("start", None), ("update", {"chunk": 4}), ("finish", "4")),
+        ]
+    with pytest.raises(EngineLost):
+        client.update_weights("die")
