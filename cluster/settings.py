@@ -60,7 +60,7 @@ def help_text(kind: type, program: str) -> str:
     """Every setting of `kind` with its type and default, for `--help`."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.FlagConversionOff[kind], prog=program, args=["--help"], use_underscores=True)  # type: ignore[misc]
+        tyro.cli(tyro.conf.FlagConversionOff[kind], prog=program, args=["--help"], use_underscores=True)  # type: ignore[misc,valid-type]
     return text.getvalue()
 
 
@@ -136,7 +136,7 @@ def _parse_value(name: str, hint: Any, words: Sequence[str], source: str) -> Any
         try:
             leaf = dataclasses.make_dataclass("Leaf", [("value", tyro.conf.Positional[hint])])  # type: ignore[misc]
             # behind "--" no word is an option, so that a text may begin with a dash
-            parsed = tyro.cli(tyro.conf.FlagConversionOff[leaf], args=["--", *words], console_outputs=False)  # type: ignore[misc]
+            parsed = tyro.cli(tyro.conf.FlagConversionOff[leaf], args=["--", *words], console_outputs=False)  # type: ignore[misc,valid-type]
             return parsed.value
         except SystemExit:
             shown = " ".join(words) or "nothing"

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from rewards.config import RewardsConfig
 from rewards.mixture import Measurement, Mixture
@@ -230,10 +228,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def by_torch(path: Path, content: bytes) -> None:
+    import torch  # here, so that the process that is to be killed starts fast
+
     torch.save(torch.zeros(len(content), dtype=torch.uint8), path)
 
 
 def by_safetensors(path: Path, content: bytes) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     save_file({"w": torch.zeros(len(content), dtype=torch.uint8)}, path)
 
 

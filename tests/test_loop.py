@@ -23,7 +23,7 @@ from rewards.mixture import LocalReward, Mixture, Panel
 from rewards.safety import Flag
 from rewards.types import ScoredRollout
 from rl.batch import Experience
-from rl.checkpoints import Checkpoints
+from rl.checkpoints import Checkpoints, read_checkpoint
 from rl.learner import NonFiniteLoss, UpdateReport
 from rl.loop import describe, step_sampling, train
 from rollout.config import PromptsConfig
@@ -269,7 +269,11 @@ def test_the_best_checkpoint_is_that_of_the_best_steps(undisturbed: Run) -> None
     means = [row["reward/mean"] for row in undisturbed.rows]
     spans = {2: means[0:2], 4: means[2:4], 6: means[4:6], 7: means[6:7]}
     best = max(spans, key=lambda step: sum(spans[step]) / len(spans[step]))
-    assert (undisturbed.directory / "checkpoints" / "best").resolve().name == f"step-{best:06d}"
+    folder = undisturbed.directory / "checkpoints"
+    assert (folder / "best").resolve().name == f"step-{best:06d}"
+    for step in {best, 6, 7}:
+        mean = read_checkpoint(folder / f"step-{step:06d}")["mean_reward"]
+        assert mean == pytest.approx(sum(spans[step]) / len(spans[step])) != 0
 
 
 def test_describe_counts_truncated_replies(undisturbed: Run) -> None:

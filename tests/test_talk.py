@@ -149,7 +149,7 @@ def test_a_message_that_is_too_long_is_not_asked(chat: Chatter, model: Path) -> 
 
 @pytest.mark.parametrize("name", ["checkpoints/step-000050", "checkpoints/best", "checkpoints/step-000050/policy"])
 def test_a_checkpoint_speaks_with_its_runs_system_text(chat: Chatter, model: Path, tmp_path: Path, name: str) -> None:
-    """A step, `best` and `policy/` are the same policy, told what its run told it: here in the end more than it reads."""
+    """A step, `best` and `policy/` are one policy, told what its run told it: here in the end more than it reads."""
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000050"
     shutil.copytree(model, checkpoint / "policy")
     (checkpoint.parent / "best").symlink_to(checkpoint.name)

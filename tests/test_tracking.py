@@ -112,6 +112,14 @@ def test_the_eta_is_the_pace_times_what_is_left(
     assert (slept - started) * left - 60 <= eta <= (after - before) * left + 60
 
 
+def test_nothing_is_left_after_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """However long a step takes, the last one's ETA is 0."""
+    tracker = ConsoleTracker(9, 10, SHOWN)
+    time.sleep(0.6)
+    tracker.log(9, {})
+    assert capsys.readouterr().out.endswith("ETA 0m00s\n")
+
+
 def test_absent_figures_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     """A metric that a step does not have is not shown as anything."""
     ConsoleTracker(0, 2, SHOWN).log(0, {"policy/kl": 2.0})
