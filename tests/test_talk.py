@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,9 +77,8 @@ def test_a_terminal_is_left_politely(model: Path, key: bytes) -> None:
         program, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True, preexec_fn=_own_terminal
     )
     os.close(theirs)
-    seen = _read_until(ours, b"you: ")
-    os.write(ours, key)
-    seen += _read_until(ours, b"Goodbye.")
+    seen = _typed(ours, b"", b"you: ")
+    seen += _typed(ours, key, b"Goodbye.")
     assert child.wait(timeout=60) == 0
     assert b"Traceback" not in seen
 
@@ -86,10 +87,14 @@ def _own_terminal() -> None:
     os.close(os.open(os.ttyname(0), os.O_RDWR))  # a session's first terminal is the one whose keys signal it
 
 
-def _read_until(terminal: int, words: bytes) -> bytes:
+def _typed(terminal: int, key: bytes, answer: bytes) -> bytes:
+    """Press `key` until `answer` is on the screen: one that comes just before the program waits for it is lost."""
     seen = b""
-    while words not in seen:
-        seen += os.read(terminal, 4096)
+    while answer not in seen:
+        os.write(terminal, key)
+        patience = time.monotonic() + 10
+        while answer not in seen and select.select([terminal], [], [], max(patience - time.monotonic(), 0))[0]:
+            seen += os.read(terminal, 4096)
     return seen
 
 
