@@ -40,9 +40,7 @@ def connect(*, dashboard: bool = False) -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     private: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
-    ray.init(
-        address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private
-    )
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private)
 
 
 class Placement:

@@ -26,9 +26,7 @@ class Pool:
     changes nothing but time. After `restarts` deaths the pool gives up.
     """
 
-    def __init__(
-        self, fleet: str, size: int, spawn: Callable[[int], ActorHandle[Any]], *, restarts: int = 3
-    ) -> None:
+    def __init__(self, fleet: str, size: int, spawn: Callable[[int], ActorHandle[Any]], *, restarts: int = 3) -> None:
         self._fleet = fleet
         self._spawn = spawn
         self._restarts_left = restarts
@@ -66,7 +64,9 @@ class Pool:
         """Spawn new replicas at `indices` and bring the pool up to date."""
         for index in indices:
             if self._restarts_left == 0:
-                raise PoolExhausted(f"{self._fleet} {index} died and no restart is left ({self.deaths} replaced so far)")
+                raise PoolExhausted(
+                    f"{self._fleet} {index} died and no restart is left ({self.deaths} replaced so far)"
+                )
             self._restarts_left -= 1
             self.deaths += 1
             log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)

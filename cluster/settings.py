@@ -93,7 +93,9 @@ def flat(settings: Any) -> dict[str, Any]:
     flattened = {}
     for item in dataclasses.fields(settings):
         value = getattr(settings, item.name)
-        nested = {f"{item.name}.{name}": v for name, v in flat(value).items()} if dataclasses.is_dataclass(value) else {}
+        nested = (
+            {f"{item.name}.{name}": v for name, v in flat(value).items()} if dataclasses.is_dataclass(value) else {}
+        )
         flattened.update(nested or {item.name: value})
     return flattened
 

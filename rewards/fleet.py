@@ -47,7 +47,9 @@ class RewardFleet:
         hands = deal([sum(len(rollouts[i].response_ids) for i in group) for group in groups], len(self._pool))
         shares = [[index for group in hand for index in groups[group]] for hand in hands]
         answers = self._pool.map(Panel.measure, [([rollouts[i] for i in share],) for share in shares])
-        measured = {i: m for share, answer in zip(shares, answers, strict=True) for i, m in zip(share, answer, strict=True)}
+        measured = {
+            i: m for share, answer in zip(shares, answers, strict=True) for i, m in zip(share, answer, strict=True)
+        }
         return self._mixture.combine([measured[index] for index in range(len(rollouts))])
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def last_token_B(mask_BT: Tensor) -> Tensor:
 def shape_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, kl_coef: float) -> Tensor:
     """Token rewards of PPO from a score of the whole reply (Ziegler et al. 2019, arXiv:1909.08593, eq. 2).
 
-        r_t = -kl_coef * kl_t + [t is the last sampled token] * score
+    r_t = -kl_coef * kl_t + [t is the last sampled token] * score
     """
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     is_last_BT = mask_BT & (positions_T == last_token_B(mask_BT)[:, None])

@@ -77,7 +77,9 @@ class Checkpoints:
                 _sync(path)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(error.errno, f"checkpoint {final} could not be written ({error.strerror}); earlier ones stay") from error
+            raise OSError(
+                error.errno, f"checkpoint {final} could not be written ({error.strerror}); earlier ones stay"
+            ) from error
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(self._directory)
@@ -108,7 +110,9 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint with the highest mean reward since the one before it."""
-        scored = [(json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if (f / STATE).exists()]
+        scored = [
+            (json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if (f / STATE).exists()
+        ]
         return max(scored, default=(0.0, None), key=lambda pair: pair[0])[1]
 
     def _prune(self) -> None:

@@ -68,7 +68,9 @@ class LearnerConfig:
     cpus: float = 1.0  # Ray CPUs that a rank claims
     threads: int = 1  # threads of a rank's tensor operations, on CPU
     offload: bool = False  # optimizer states in host memory (ZeRO-Offload)
-    max_live_parameters: int = 3_000_000_000  # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
+    max_live_parameters: int = (
+        3_000_000_000  # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
+    )
 
     def __post_init__(self) -> None:
         for name in ("ranks", "micro_batch", "threads"):
@@ -99,7 +101,9 @@ class PpoConfig:
     entropy_coef: float = 0.0
     balance_coef: float = 0.01  # MoE load balancing
     importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
-    truncated: Literal["bootstrap", "score"] = "bootstrap"  # what a reply cut by the budget earns: see `PpoLearner.annotate`
+    truncated: Literal["bootstrap", "score"] = (
+        "bootstrap"  # what a reply cut by the budget earns: see `PpoLearner.annotate`
+    )
     whiten: bool = True
     kl: Literal["k1", "k2", "k3"] = "k1"
     kl_coef: float = 0.2

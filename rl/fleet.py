@@ -100,7 +100,9 @@ class LearnerFleet:
         """Largest difference, in nats, between any engine's and the learner's log-probs of the probes' tokens."""
         theirs = engine.every_logprobs(self._probes)
         ours = self.log_probs(self._probes)
-        pairs = [(a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)]
+        pairs = [
+            (a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)
+        ]
         return max((abs(a - b) if a == a and b == b else float("inf") for a, b in pairs), default=0.0)
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -121,7 +123,9 @@ class LearnerFleet:
 
     def explain(self, engine: RolloutFleet, gap: float, limit: float) -> str:
         """Resend one group after another: the one that closes most of the gap was the one that arrived wrong."""
-        message = f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
+        message = (
+            f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
+        )
         transfer = self._recipe.rollout.weight_transfer
         if transfer not in ("auto", "shared_memory"):
             return f"{message}; set publish.tolerance if two bf16 kernels explain it"

@@ -28,7 +28,7 @@ from rl.export import export_policy
 from rl.losses import entropy_bonus, importance_weights, load_balancing_loss, policy_loss, value_loss
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.zero import PolicyStream, ZeroEngine
-from rollout.weight_stream import SharedMemorySender, SyncClient
+from rollout.weight_stream import EngineSyncClient, SharedMemorySender
 
 _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/balance_loss",
             "value/loss", "value/clip_fraction")  # fmt: skip
@@ -196,7 +196,9 @@ class PpoLearner:
     def _backward(self, loss: Tensor, rates: Mapping[str, float]) -> None:
         finite = torch.isfinite(loss.detach()).float()
         if self._zero.all_reduce(finite, "min") < 1:
-            raise NonFiniteLoss(f"the loss of update {self._updates} is not finite ({float(loss):g} on rank {self._zero.rank})")
+            raise NonFiniteLoss(
+                f"the loss of update {self._updates} is not finite ({float(loss):g} on rank {self._zero.rank})"
+            )
         self._zero.backward(loss, rates)
 
     def _stats(self, role: Role, part: Batch) -> TokenStats:
@@ -229,7 +231,7 @@ class PpoLearner:
             "rollout/importance_weight": float(experience.weights_BT[mask_BT].mean()),
         }
 
-    def publish(self, client: SyncClient, version: int, connect: bool) -> dict[str, float]:
+    def publish(self, client: EngineSyncClient, version: int, connect: bool) -> dict[str, float]:
         """Send the weights that training changes to every engine; on return all later tokens are of `version`.
 
         `connect` makes the transport's handshake first: at the first publish, and when engines were replaced.
@@ -242,7 +244,7 @@ class PpoLearner:
             sent = self._publish_cuda("nccl" if transfer == "auto" else transfer, client, version, connect)
         return {"publish/bytes": float(sent), "publish/seconds": time.perf_counter() - started}
 
-    def _publish_shared(self, client: SyncClient, version: int, connect: bool) -> int:
+    def _publish_shared(self, client: EngineSyncClient, version: int, connect: bool) -> int:
         if self._zero.rank != 0:
             for _ in self._stream:
                 pass
@@ -251,7 +253,7 @@ class PpoLearner:
             client.init_weight_transfer_engine({})
         return self._sender.send(self._stream, client, version)
 
-    def _publish_cuda(self, transfer: str, client: SyncClient, version: int, connect: bool) -> int:
+    def _publish_cuda(self, transfer: str, client: EngineSyncClient, version: int, connect: bool) -> int:
         from rollout.vllm_weights import cuda_publish, cuda_trainer
 
         if connect or self._cuda_trainer is None:
@@ -259,7 +261,7 @@ class PpoLearner:
         cuda_publish(self._cuda_trainer, client, version)
         return sum(spec.bytes for spec in self._stream.specs())
 
-    def resend(self, client: SyncClient, version: int, group: str) -> None:
+    def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
         """Send one tensor group again (shared memory): how a bad publish is traced to its tensors."""
         only = _OneGroup(self._stream, group)
         if self._zero.rank == 0:

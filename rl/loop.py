@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cluster.tracking import Clock, Tracker
 from rewards.mixture import describe as describe_scores
-from rewards.types import Reward, ScoredRollout
+from rewards.types import Reward, Score, ScoredRollout
 from rl.batch import Batch, Experience, collate
 from rl.checkpoints import Checkpoints, SavesLearner, Stateful
 from rl.learner import UpdateReport
 from rollout.prompts import PromptStream
 from rollout.types import Finish, Rollout, RolloutEngine, Sampling
 
+EngineT = TypeVar("EngineT", contravariant=True)
+AnyEngine = TypeVar("AnyEngine", bound=RolloutEngine)
 
-class Learner(SavesLearner, Protocol):
+
+class Learner(SavesLearner, Protocol[EngineT]):
     """What the loop asks of a learner."""
 
     def annotate(self, batch: Batch) -> Experience: ...
 
     def update(self, experience: Experience) -> UpdateReport: ...
 
-    def publish(self, engine: RolloutEngine) -> Mapping[str, float]: ...
+    def publish(self, engine: EngineT) -> Mapping[str, float]: ...
 
 
 class StatefulReward(Reward, Stateful, Protocol):
@@ -36,9 +39,9 @@ def train(
     prompts_per_step: int,
     sampling: Sampling,
     prompts: PromptStream,
-    engine: RolloutEngine,
+    engine: AnyEngine,
     reward: StatefulReward,
-    learner: Learner,
+    learner: Learner[AnyEngine],
     checkpoints: Checkpoints,
     trackers: Callable[[int], Tracker],
     record: Callable[[int, Sequence[ScoredRollout]], None],
@@ -78,7 +81,7 @@ def step_sampling(sampling: Sampling, step: int) -> Sampling:
     return replace(sampling, seed=sampling.seed * 1_000_003 + step)
 
 
-def attach(rollouts: Sequence[Rollout], scores: Sequence) -> list[ScoredRollout]:  # type: ignore[type-arg]
+def attach(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[ScoredRollout]:
     """Pair each rollout with its score."""
     return [ScoredRollout(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
 

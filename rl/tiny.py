@@ -91,7 +91,9 @@ def make_tiny_model(
     stamp = json.dumps(made_of, sort_keys=True, default=str)
     if folder.exists():
         if (folder / "made_of.json").read_text() != stamp:
-            raise ValueError(f"model folder {folder} was built from other settings; remove it, or choose another --name")
+            raise ValueError(
+                f"model folder {folder} was built from other settings; remove it, or choose another --name"
+            )
         return folder
     torch.set_num_threads(threads)
     torch.manual_seed(seed)

@@ -60,7 +60,7 @@ class ZeroEngine:
             parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=device.kind == "cuda" or None
         )
         self._stage = config.zero_stage
-        self._trained = [p for group in parameters for p in group["params"]]
+        self._trained = [parameter for held in groups(module).values() for parameter in held]
         self._grad_norm: Tensor | float = 0.0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)  # type: ignore[arg-type]
 
@@ -120,9 +120,8 @@ class PolicyStream:
     def __init__(self, engine: ZeroEngine, policy: PreTrainedModel, *, only_trained: bool) -> None:
         self._engine = engine
         self._policy = policy
-        names = {name: parameter for name, parameter in policy.named_parameters(remove_duplicate=True)}
         groups: dict[str, dict[str, nn.Parameter]] = {}
-        for name, parameter in names.items():
+        for name, parameter in policy.named_parameters(remove_duplicate=True):
             groups.setdefault(_group_of(name), {})[name] = parameter
         if only_trained:
             groups = {key: held for key, held in groups.items() if any(p.requires_grad for p in held.values())}

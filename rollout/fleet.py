@@ -24,9 +24,7 @@ class EngineLost(RuntimeError):
 class EngineClient:
     """vLLM's weight-sync control plane over Ray, fanned out to every engine. Travels to the learner's ranks."""
 
-    def __init__(
-        self, engines: Sequence[ActorHandle[Any]], tensor_parallel: int, version: int | None = None
-    ) -> None:
+    def __init__(self, engines: Sequence[ActorHandle[Any]], tensor_parallel: int, version: int | None = None) -> None:
         self._engines = list(engines)
         self._tensor_parallel = tensor_parallel
         self._version = version

@@ -1,6 +1,6 @@
 """The vocabulary of the rollout layer: one frozen type per stage, plain Python, no torch.
 
-    Dialogue --chat--> Prompt --RolloutEngine--> Rollout
+Dialogue --chat--> Prompt --RolloutEngine--> Rollout
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,11 +23,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 # kl_stop, adaptive KL, warm-up of the rates and running normalisation: whatever a checkpoint must carry is in use
-KNOBS = """
+KNOBS = shlex.split("""
     --prompts.per_step 4 --prompts.max_context_tokens 96 --sampling.n 2 --sampling.max_tokens 16 --rollout.max_model_len 128
     --rollout.kv_cache_gb 0.03125 --learner.micro_batch 4 --checkpoint.every 3 --checkpoint.keep 9 --ppo.policy_lr 3e-3
     --ppo.lr_warmup 8 --ppo.lr_final 0.1 --ppo.kl_target 0.05 --ppo.kl_horizon 100 --rewards.normalise True --steps 6
-""".split()
+""")
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +118,15 @@ def test_the_run_directory_holds_what_the_readme_says(undisturbed: Path) -> None
     table = pq.read_table(undisturbed / "rollouts/step-000005.parquet")
     assert table.num_rows == 8 and "part/length" in table.column_names
     manifest = json.loads((undisturbed / "checkpoints/step-000006/manifest.json").read_text())
-    assert any(name.startswith("policy/") for name in manifest) and any(name.startswith("learner/") for name in manifest)
+    assert any(name.startswith("policy/") for name in manifest) and any(
+        name.startswith("learner/") for name in manifest
+    )
     assert not list(undisturbed.rglob("*.partial"))
 
 
-def test_a_killed_learner_ends_the_job_and_the_same_command_resumes(model: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_learner_ends_the_job_and_the_same_command_resumes(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     """kill -9 of learner rank 1: exit code 1 within a minute with one line that says who died, status failed; the same
     command then completes, with the undisturbed run's token ids."""
     process = start(model, tmp_path, "orphan")
@@ -161,7 +166,9 @@ def test_a_job_submitted_to_a_cluster_with_token_authentication(model: Path, tmp
     ray = str(Path(sys.executable).parent / "ray")
 
     def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([ray, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            [ray, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     token.write_text("a-token-of-thirty-two-characters-or-more")
     head = subprocess.Popen(

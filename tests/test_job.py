@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import ray
@@ -16,9 +15,9 @@ import torch
 
 from cluster.placement import Placement, connect
 from rewards.types import Score
+from rl.batch import collate
 from rl.fleet import PublishMismatch
 from rl.loop import attach, describe, step_sampling
-from rl.batch import collate
 from rl.ppo import Job, claims
 from rollout.corpora import load
 from rollout.types import Finish, Rollout, Sampling
@@ -87,7 +86,10 @@ def test_sampled_log_probs_are_the_learners(job: Job) -> None:
     gap = (experience.logprobs_BT - experience.sampled_logprobs_BT)[experience.mask_BT].abs().max()
     assert float(gap) < 1e-5
     told = job.engine.logprobs([(r.prompt.token_ids, r.response_ids) for r in rollouts])
-    assert max(abs(a - b) for r, x in zip(rollouts, told, strict=True) for a, b in zip(r.sampled_logprobs, x, strict=True)) < 1e-5
+    assert (
+        max(abs(a - b) for r, x in zip(rollouts, told, strict=True) for a, b in zip(r.sampled_logprobs, x, strict=True))
+        < 1e-5
+    )
 
 
 def test_after_a_publish_every_engine_samples_from_the_new_policy(job: Job) -> None:
@@ -104,8 +106,13 @@ def test_after_a_publish_every_engine_samples_from_the_new_policy(job: Job) -> N
     new = job.engine.every_logprobs(asked)
     learner = job.learner.log_probs([(tuple(p), tuple(r)) for p, r in asked])
     for engine_old, engine_new in zip(old, new, strict=True):
-        assert max(abs(a - b) for x, y in zip(engine_new, learner, strict=True) for a, b in zip(x, y, strict=True)) < 1e-5
-        assert max(abs(a - b) for x, y in zip(engine_old, engine_new, strict=True) for a, b in zip(x, y, strict=True)) > 1e-3
+        assert (
+            max(abs(a - b) for x, y in zip(engine_new, learner, strict=True) for a, b in zip(x, y, strict=True)) < 1e-5
+        )
+        assert (
+            max(abs(a - b) for x, y in zip(engine_old, engine_new, strict=True) for a, b in zip(x, y, strict=True))
+            > 1e-3
+        )
     after = job.engine.generate(prompts, replace(LONG, n=2))
     assert {s.version for r in after for s in r.versions} == {before[0].versions[0].version + 1}
 

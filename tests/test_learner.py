@@ -53,7 +53,9 @@ def some_batch(rows: int = 8, seed: int = 0) -> Batch:
     return collate(scored)
 
 
-def trained(recipe: PpoRecipe, batch: Batch, folder: Path, *, updates: int = 2) -> tuple[dict[str, float], list[list[float]]]:
+def trained(
+    recipe: PpoRecipe, batch: Batch, folder: Path, *, updates: int = 2
+) -> tuple[dict[str, float], list[list[float]]]:
     """Metrics of the first update, and the policy's log-probs of fixed replies after `updates` of them."""
     placement = Placement([Claim(FLEET, recipe.learner.ranks, 0.1)])
     probes = [(tuple(range(10, 30)), tuple(range(40, 60))), (tuple(range(300, 340)), tuple(range(7, 20)))]

@@ -60,7 +60,9 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
                 learner.update(learner.annotate(some_batch(seed=seed)))
             gaps[key] = learner.publish(engine)["publish/logprob_gap"]
             moved = learner.log_probs(PROBES)
-            assert max(abs(a - b) for x, y in zip(start, moved, strict=True) for a, b in zip(x, y, strict=True)) > 0.05, key
+            assert (
+                max(abs(a - b) for x, y in zip(start, moved, strict=True) for a, b in zip(x, y, strict=True)) > 0.05
+            ), key
             learner.save(tmp_path / key)
             learner.kill()
             exported_gap = _gap_of_export(tmp_path / key / "policy", moved)
