@@ -120,16 +120,16 @@ def test_a_death_changes_nothing_but_time(make_pool: MakePool, tmp_path: Path) -
     """
     pool = make_pool(2)
     seen: list[Any] = []
-    pool.revive = lambda: seen.append((pool.deaths, asked(tmp_path, 0), pool.everyone(Replica.where)))
+    pool.revive = lambda: seen.append((pool.deaths, asked(tmp_path, 1), pool.everyone(Replica.where)))
     before = pool.everyone(Replica.where)
-    answers = pool.map(Replica.double_or_die, [([1], 0), ([2], 1)])
+    answers = pool.map(Replica.double_or_die, [([1], 1), ([2], 0)])
     assert [answer for answer, _ in answers] == [[2], [4]]
     after = pool.everyone(Replica.where)
-    assert after[0] == before[0] and after[1][0] == 1 and after[1][1] != before[1][1]
-    assert asked(tmp_path, 1) == ["1: [2]"] * 3  # the killed one, the newcomer, and its own `double`
-    assert asked(tmp_path, 0) == ["0: [1]"] * 2
+    assert after[1] == before[1] and after[0][0] == 0 and after[0][1] != before[0][1]
+    assert asked(tmp_path, 0) == ["0: [1]"] * 3  # the killed one, the newcomer, and its own `double`
+    assert asked(tmp_path, 1) == ["1: [2]"] * 2
     assert pool.deaths == 1
-    assert seen == [(1, ["0: [1]"] * 2, after)]
+    assert seen == [(1, ["1: [2]"] * 2, after)]
 
 
 def test_a_replica_may_die_again_until_no_restart_is_left(make_pool: MakePool) -> None:

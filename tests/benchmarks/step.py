@@ -9,15 +9,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
@@ -35,6 +32,7 @@ from rl.records import PROCESSES, provenance, write_rollouts
 from rollout.corpora import Corpus
 from rollout.corpora import load as load_corpus
 from rollout.types import Sampling
+from tests.benchmarks.memory import MemoryPeak
 
 ROOT = Path(__file__).parents[2]
 WARM_UP_ROUNDS, WARM_UP_STEPS = 2, 60  # rounds that do not count; supervised steps of a model that is built here
@@ -101,78 +99,6 @@ class Rounds:
         return {**seconds, "alone/step_s": sum(seconds.values()), "alone/tokens": tokens}
 
 
-class Process(NamedTuple):
-    """A process and its proportional share (PSS) of the memory that it maps, in bytes."""
-
-    parent: int
-    name: str
-    pss: int
-
-
-class MemoryPeak:
-    """This process and its descendants at the moment, looked for every second, when they held the most memory."""
-
-    def __init__(self) -> None:
-        self.family: dict[int, Process] = {}
-        self.cpu_share = 0.0  # of one core, taken by the looking
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Look while the block runs."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,))
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _watch(self, done: threading.Event) -> None:
-        started = time.perf_counter()
-        while not done.wait(1.0):
-            self.family = max(self.family, family(os.getpid()), key=lambda now: sum(p.pss for p in now.values()))
-            self.cpu_share = time.thread_time() / (time.perf_counter() - started)
-
-    def by_kind(self, fleets: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
-        """(processes, bytes) by fleet and, of what fleets and driver started, by name; the largest first."""
-        fleet_of = {pid: fleet for fleet, pids in fleets.items() for pid in pids}
-        kinds: dict[str, tuple[int, int]] = {}
-        for pid, process in self.family.items():
-            above = pid
-            while above not in fleet_of:
-                above = self.family[above].parent
-            owner = "Ray" if fleet_of[above] == "driver" else fleet_of[above]
-            kind = fleet_of[pid] if above == pid else f"{owner}: {process.name}"
-            count, pss = kinds.get(kind, (0, 0))
-            kinds[kind] = count + 1, pss + process.pss
-        return dict(sorted(kinds.items(), key=lambda item: -item[1][1]))
-
-
-def family(root: int) -> dict[int, Process]:
-    """`root` and its descendants by process id; those that end meanwhile are left out."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _read(entry / "stat")):
-            children[int(stat.rpartition(")")[2].split()[1])].append(int(entry.name))
-    found, waiting = dict[int, Process](), [(root, 0)]
-    while waiting:
-        pid, parent = waiting.pop()
-        if pss := re.search(r"^Pss:\s+(\d+) kB", _read(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE):
-            words = _read(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").split() or [""]
-            scripts = [word for word in words if word.endswith(".py")] if "python" in words[0] else []
-            found[pid] = Process(parent, Path([*scripts, words[0]][0]).name, int(pss[1]) * 1024)
-            waiting += [(child, pid) for child in children[pid]]
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
     """Run the recipe's job for its steps; figures over the rounds behind the warm-up, and the memory at its peak."""
     memory, sampling = MemoryPeak(), recipe.sampling
@@ -201,3 +127,84 @@ def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
         "memory": kinds, "sampler_cpu_share": memory.cpu_share, "replaced": job.engine.deaths + job.reward.deaths,
         "rows": rounds.rows,
     }  # fmt: skip
+
+
+def first_step(recipe: str, model: str, folder: Path) -> dict[str, float]:
+    """Seconds from the start of `python -m rl ppo` to the line of its first step, and to its end."""
+    words = ["ppo", recipe, "--steps", "1", "--model.path", model, "--runs", str(folder), "--name", "first-step"]
+    started, seconds = time.perf_counter(), dict[str, float]()
+    with subprocess.Popen([sys.executable, "-m", "rl", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            now = time.perf_counter() - started
+            print(f"{now:7.1f} s  {line}", end="", flush=True)
+            if re.search(r"step +1/", line):
+                seconds["first_step_s"] = now
+    if job.returncode:
+        raise SystemExit(f"the job failed with exit code {job.returncode}: nothing was measured")
+    return {**seconds, "end_s": time.perf_counter() - started}
+
+
+def show(figures: Mapping[str, Figure], memory: Mapping[str, tuple[int, int]]) -> None:
+    """Print the tables of a measurement."""
+
+    def line(label: str, name: str, scale: float = 1.0) -> None:
+        middle, least, most = (scale * value for value in figures[name])
+        print(f"{label:<34}{middle:12.4g}{least:12.4g}{most:12.4g}")
+
+    print(f"\n{'':<34}{'median':>12}{'least':>12}{'most':>12}")
+    line("A  the loop's step, s", "time/step_s")
+    line("B  generation + learner alone, s", "alone/step_s")
+    line("A / B, pair by pair", "ratio")
+    line("   reply tokens of A / of B", "ratio/tokens")
+    line("generated tokens/s (generating)", "rate/generated_tokens_per_s")
+    line("trained tokens/s (updating)", "rate/trained_tokens_per_s")
+    line("replies/s (whole step)", "rate/replies_per_s")
+    line("publish: sending, s", "publish/seconds")
+    line("publish: sent, MB", "publish/bytes", 1e-6)
+    line("publish: gap, nats", "publish/logprob_gap")
+    print(f"\n{'phase of A':<34}{'median s':>12}{'share %':>12}{'B: median s':>12}")
+    for phase in PHASES:
+        alone = f"{figures[f'alone/{phase}_s'][0]:12.4f}" if f"alone/{phase}_s" in figures else ""
+        print(f"{phase:<34}{figures[f'time/{phase}_s'][0]:12.4f}{100 * figures[f'share/{phase}'][0]:12.1f}{alone}")
+    print(f"\n{'memory at its peak (PSS)':<34}{'processes':>12}{'MB':>12}")
+    total = sum(count for count, _ in memory.values()), sum(pss for _, pss in memory.values())
+    for kind, (count, pss) in {"all": total, **memory}.items():
+        print(f"{kind:<34}{count:12}{pss / 1e6:12.0f}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser("python -m tests.benchmarks.step", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--recipe", default="local", help="a shipped recipe, or a .toml file")
+    parser.add_argument("--steps", type=int, default=12, help=f"steps that count, behind {WARM_UP_ROUNDS} that do not")
+    parser.add_argument("--model", default="", help="a model's folder; else the recipe's tiny one is built")
+    parser.add_argument("--first-step", action="store_true", help="measure the time to a run's first step instead")
+    parser.add_argument("--out", type=Path, help="a JSON file for all that was measured")
+    args = parser.parse_args(argv)
+    path = Path(args.recipe) if args.recipe.endswith(".toml") else ROOT / "rl" / "recipes" / f"{args.recipe}.toml"
+    with tempfile.TemporaryDirectory(prefix="attune-benchmark-") as folder:
+        sample = {"runs": folder, "steps": args.steps + WARM_UP_ROUNDS, "model.tiny.warmup_steps": WARM_UP_STEPS}
+        recipe = load(PpoRecipe, path.resolve(), sample=sample)
+        recipe = replace(recipe, model=replace(recipe.model, path=args.model and str(Path(args.model).resolve())))
+        corpus = load_corpus(recipe.corpus)
+        recipe.directory.mkdir(parents=True)
+        recipe = with_model(recipe, corpus, recipe.directory)
+        facts = provenance(recipe, corpus.provenance, recipe.model.path) | {"load_before": os.getloadavg()}
+        facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {facts['load_before'][0]:.1f}, Python {facts['python']}")
+        print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()), flush=True)
+        if args.first_step:
+            measured: dict[str, Any] = {"first_step": first_step(str(path.resolve()), recipe.model.path, Path(folder))}
+            print(f"\nfirst step within {measured['first_step']['first_step_s']:.1f} s, end {measured['first_step']['end_s']:.1f} s")
+        else:
+            measured = measure(recipe, corpus)
+            show(measured["figures"], measured["memory"])
+            print(f"replicas replaced: {measured['replaced']}; looking at memory took {measured['sampler_cpu_share']:.1%} of a core")
+        facts["load_after"] = os.getloadavg()
+        if args.out:
+            args.out.write_text(json.dumps({"machine": facts, "settings": flat(recipe), **measured}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
