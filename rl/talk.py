@@ -20,8 +20,7 @@ from rollout.chat import Chat, PromptTooLong
 from rollout.types import Speaker, Turn
 
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0}
-REPLY_TOKENS = 200
-CONTEXT_TOKENS = 4096  # of a conversation, where the model could read more
+REPLY_TOKENS, CONTEXT_TOKENS = 200, 4096  # at most, where the model could take more
 REMEDY = "give RUN/checkpoints/best or another folder that transformers loads"
 HELP = "In a crisis call or text 988 (US, day and night) or your local emergency number."
 NOTICE = f"Research software: a language model under study, not a substitute for care. {HELP}"

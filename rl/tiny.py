@@ -134,14 +134,18 @@ def warm_up(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = next(batches)
-        loss = reply_loss(model, batch)
-        loss.backward()
+        loss = 0.0
+        trained = sum(sum(e.mask) for e in batch)
+        for part in (batch[: config.warmup_batch], batch[config.warmup_batch :]):  # long ones and short ones: little padding
+            share = reply_loss(model, part) * (sum(sum(e.mask) for e in part) / trained)
+            share.backward()
+            loss += float(share.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         tokens += sum(len(e.token_ids) for e in batch)
         pace = tokens / (time.perf_counter() - started)
-        row = {"step": step, "loss": float(loss.detach()), "lr": rate, "tokens_per_s": pace}
+        row = {"step": step, "loss": loss, "lr": rate, "tokens_per_s": pace}
         if step % max(config.warmup_steps // 6, 1) == 0 or step == config.warmup_steps:
             with torch.no_grad():
                 pieces = [valid[i : i + config.warmup_batch] for i in range(0, len(valid), config.warmup_batch)][:8]
@@ -154,28 +158,28 @@ def warm_up(
 def _batches(dialogues: Sequence[Dialogue], chat: Chat, config: TinyConfig, seed: int) -> Iterator[list[Example]]:
     order: list[Dialogue] = []
     shuffler = random.Random(seed)
+    usable = [d for d in dialogues if any(a.speaker is Speaker.CLIENT for a in merged(d.turns)[:-1])]
     while True:
         if len(order) < config.warmup_batch:
-            order += shuffler.sample(list(dialogues), len(dialogues))
+            order += shuffler.sample(usable, len(usable))
             continue
         drawn, order = order[: config.warmup_batch], order[config.warmup_batch :]
-        batch = []
+        pairs = []
         for dialogue in drawn:
-            batch.append(shuffler.choice(chat.dialogue(dialogue, config.context)))
             turns = merged(dialogue.turns)
-            pairs = [(asked, said) for asked, said in itertools.pairwise(turns) if said.speaker is Speaker.THERAPIST]
-            asked, said = shuffler.choice(pairs)
-            pair = chat.example([asked], said.text)
-            if len(pair.token_ids) <= config.context:
-                batch.append(pair)
-        yield batch
+            answers = [(asked, said) for asked, said in itertools.pairwise(turns) if said.speaker is Speaker.THERAPIST]
+            asked, said = shuffler.choice(answers)
+            ids, mask = chat.example([asked], said.text)
+            pairs.append(Example(ids[: config.context], mask[: config.context]))
+        yield [shuffler.choice(chat.dialogue(dialogue, config.context)) for dialogue in drawn] + pairs
 
 
 def reply_loss(model: PreTrainedModel, batch: Sequence[Example]) -> torch.Tensor:
-    """Mean cross-entropy, nats per token, of the tokens under the masks."""
+    """Mean cross-entropy, nats per token, of the tokens under the masks (0 when there are none)."""
     width = max(len(e.token_ids) for e in batch)
     tokens_BS = torch.tensor([[*e.token_ids, *[0] * (width - len(e.token_ids))] for e in batch])
     mask_BS = torch.tensor([[*e.mask, *[False] * (width - len(e.mask))] for e in batch])
     hidden_BSD = model.base_model(input_ids=tokens_BS, use_cache=False).last_hidden_state
     logits_NV = model.get_output_embeddings()(hidden_BSD[:, :-1][mask_BS[:, 1:]])
-    return functional.cross_entropy(logits_NV, tokens_BS[:, 1:][mask_BS[:, 1:]])
+    total = functional.cross_entropy(logits_NV, tokens_BS[:, 1:][mask_BS[:, 1:]], reduction="sum")
+    return total / mask_BS[:, 1:].sum().clamp_min(1)

@@ -72,8 +72,10 @@ def family(root: int) -> dict[int, Process]:
         pid, parent = waiting.pop()
         if pss := re.search(r"^Pss:\s+(\d+) kB", _read(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE):
             words = _read(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").split() or [""]
-            scripts = [word for word in words if word.endswith(".py")] if "python" in words[0] else []
-            found[pid] = Process(parent, Path([*scripts, words[0]][0]).name, int(pss[1]) * 1024)
+            name = Path(words[0]).name
+            if name.startswith("python"):
+                name = next((Path(word).name for word in words if word.endswith(".py")), name)
+            found[pid] = Process(parent, name.removeprefix("ray::"), int(pss[1]) * 1024)
             waiting += [(child, pid) for child in children[pid]]
     return found
 

@@ -37,7 +37,21 @@ from tests.benchmarks.memory import MemoryPeak
 ROOT = Path(__file__).parents[2]
 WARM_UP_ROUNDS, WARM_UP_STEPS = 2, 60  # rounds that do not count; supervised steps of a model that is built here
 PHASES = ("rollout", "reward", "annotate", "update", "publish", "record", "log")
+SPEED = ("time/", "publish/", "rollout/", "learner/")  # of a step's metrics, those that a row keeps
+GENTLE = 1e-6  # learning rates: as much work as any, and the replies stay as long as they were
 Figure = tuple[float, float, float]  # median, least, most
+LINES: tuple[tuple[str, str, float], ...] = (
+    ("A: the loop's step, s", "time/step_s", 1),
+    ("B: generation + learner alone, s", "alone/step_s", 1),
+    ("A / B, pair by pair", "ratio", 1),
+    ("reply tokens of A / of B", "ratio/tokens", 1),
+    ("generated tokens/s (generating)", "rate/generated_tokens_per_s", 1),
+    ("trained tokens/s (updating)", "rate/trained_tokens_per_s", 1),
+    ("replies/s (whole step)", "rate/replies_per_s", 1),
+    ("publish: sending, s", "publish/seconds", 1),
+    ("publish: sent, MB", "publish/bytes", 1e-6),
+    ("publish: gap, nats", "publish/logprob_gap", 1),
+)
 
 
 class Rounds:
@@ -66,8 +80,9 @@ class Rounds:
         started = time.perf_counter()
         self._inner.log(step, metrics)
         log_s = time.perf_counter() - started
-        row = {**metrics, "time/log_s": log_s, "time/step_s": metrics["time/step_s"] + log_s, **self._alone(step)}
-        passes = row["policy/updates"] / self._job.recipe.ppo.minibatches
+        row = {name: value for name, value in metrics.items() if name.startswith(SPEED)} | self._alone(step)
+        row |= {"time/log_s": log_s, "time/step_s": row["time/step_s"] + log_s}
+        passes = metrics["policy/updates"] / self._job.recipe.ppo.minibatches
         row |= {
             "ratio": row["time/step_s"] / row["alone/step_s"],
             "ratio/tokens": row["rollout/tokens"] / row["alone/tokens"],
@@ -124,9 +139,11 @@ def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
     columns = {name: [row[name] for row in counted] for name in counted[0]}
     return {
         "figures": {name: (median(column), min(column), max(column)) for name, column in columns.items()},
-        "memory": kinds, "sampler_cpu_share": memory.cpu_share, "replaced": job.engine.deaths + job.reward.deaths,
+        "memory": kinds,
+        "memory_sampler_cpu_share": memory.cpu_share,
+        "replaced": job.engine.deaths + job.reward.deaths,
         "rows": rounds.rows,
-    }  # fmt: skip
+    }
 
 
 def first_step(recipe: str, model: str, folder: Path) -> dict[str, float]:
@@ -148,21 +165,9 @@ def first_step(recipe: str, model: str, folder: Path) -> dict[str, float]:
 def show(figures: Mapping[str, Figure], memory: Mapping[str, tuple[int, int]]) -> None:
     """Print the tables of a measurement."""
 
-    def line(label: str, name: str, scale: float = 1.0) -> None:
-        middle, least, most = (scale * value for value in figures[name])
-        print(f"{label:<34}{middle:12.4g}{least:12.4g}{most:12.4g}")
-
     print(f"\n{'':<34}{'median':>12}{'least':>12}{'most':>12}")
-    line("A  the loop's step, s", "time/step_s")
-    line("B  generation + learner alone, s", "alone/step_s")
-    line("A / B, pair by pair", "ratio")
-    line("   reply tokens of A / of B", "ratio/tokens")
-    line("generated tokens/s (generating)", "rate/generated_tokens_per_s")
-    line("trained tokens/s (updating)", "rate/trained_tokens_per_s")
-    line("replies/s (whole step)", "rate/replies_per_s")
-    line("publish: sending, s", "publish/seconds")
-    line("publish: sent, MB", "publish/bytes", 1e-6)
-    line("publish: gap, nats", "publish/logprob_gap")
+    for label, name, scale in LINES:
+        print(f"{label:<34}" + "".join(f"{scale * value:12.4g}" for value in figures[name]))
     print(f"\n{'phase of A':<34}{'median s':>12}{'share %':>12}{'B: median s':>12}")
     for phase in PHASES:
         alone = f"{figures[f'alone/{phase}_s'][0]:12.4f}" if f"alone/{phase}_s" in figures else ""
@@ -183,25 +188,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for all that was measured")
     args = parser.parse_args(argv)
     path = Path(args.recipe) if args.recipe.endswith(".toml") else ROOT / "rl" / "recipes" / f"{args.recipe}.toml"
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, is {args.steps}")
     with tempfile.TemporaryDirectory(prefix="attune-benchmark-") as folder:
         sample = {"runs": folder, "steps": args.steps + WARM_UP_ROUNDS, "model.tiny.warmup_steps": WARM_UP_STEPS}
-        recipe = load(PpoRecipe, path.resolve(), sample=sample)
+        recipe = load(PpoRecipe, path, sample={**sample, "ppo.policy_lr": GENTLE, "ppo.critic_lr": GENTLE})
         recipe = replace(recipe, model=replace(recipe.model, path=args.model and str(Path(args.model).resolve())))
         corpus = load_corpus(recipe.corpus)
         recipe.directory.mkdir(parents=True)
         recipe = with_model(recipe, corpus, recipe.directory)
         facts = provenance(recipe, corpus.provenance, recipe.model.path) | {"load_before": os.getloadavg()}
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {facts['load_before'][0]:.1f}, Python {facts['python']}")
-        print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()), flush=True)
+        print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {facts['load_before'][0]:.1f}")
+        print(
+            f"python {facts['python']}, " + ", ".join(f"{name} {v}" for name, v in facts["packages"].items()),
+            flush=True,
+        )
+        measured: dict[str, Any]
         if args.first_step:
-            measured: dict[str, Any] = {"first_step": first_step(str(path.resolve()), recipe.model.path, Path(folder))}
-            print(f"\nfirst step within {measured['first_step']['first_step_s']:.1f} s, end {measured['first_step']['end_s']:.1f} s")
+            measured = first_step(str(path.resolve()), recipe.model.path, Path(folder))
+            print(f"\nfirst step within {measured['first_step_s']:.1f} s, end {measured['end_s']:.1f} s")
         else:
             measured = measure(recipe, corpus)
             show(measured["figures"], measured["memory"])
-            print(f"replicas replaced: {measured['replaced']}; looking at memory took {measured['sampler_cpu_share']:.1%} of a core")
+            print(f"\nreplicas replaced {measured['replaced']}, ", end="")
+            print(f"looking at memory took {measured['memory_sampler_cpu_share']:.1%} of a core")
         facts["load_after"] = os.getloadavg()
+        print(f"load {facts['load_after'][0]:.1f}")
         if args.out:
             args.out.write_text(json.dumps({"machine": facts, "settings": flat(recipe), **measured}, indent=1) + "\n")
 
