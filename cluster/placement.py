@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 log = logging.getLogger(__name__)
 
+_SECONDS_TO_ANSWER = 5.0
 _REMEDY = "add nodes, or lower rollout.engines, rewards.actors, learner.ranks or their cpus"
 
 
 class ClusterTooSmall(ValueError):
     """The cluster cannot hold the recipe; the message says what is asked and what is there."""
+
+
+class ClusterUnreachable(ValueError):
+    """No cluster answers where RAY_ADDRESS says."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,27 @@ def connect(*, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a private one on this machine.
 
     Never joins a stranger's cluster by accident: a bare `ray.init()` might. Inside a Tune trial Ray is connected already.
+    Raises ClusterUnreachable within seconds when nothing listens there.
     """
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     private: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private)
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private)
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        raise ClusterUnreachable(
+            f"RAY_ADDRESS={address} must be a running Ray cluster, does not answer ({error}); start it there "
+            "(`ray start --head`), correct RAY_ADDRESS, or unset it for a private cluster on this machine"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Try the port of HOST:PORT and ray://HOST:PORT, since Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
 
 
 class Placement:

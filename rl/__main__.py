@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.settings import SettingsError, help_text, load
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"unknown command {words[0]!r}; commands are {', '.join(commands)}", Exit.WRONG_INPUT)
     try:
         return commands[words[0]](words[1:])
+    except SettingsError as error:  # told at once: nothing heavy is loaded yet
+        return _say(str(error), Exit.WRONG_INPUT)
     except KeyboardInterrupt:
         return _say("interrupted; the same command resumes from the last checkpoint", Exit.FAILED)
     except Exception as error:  # the one place where every error ends: as a line and an exit code
@@ -63,12 +67,11 @@ def _ending(error: Exception) -> Exit:
 
 
 def _say(line: str, code: Exit) -> Exit:
-    print(f"attune: {line}", file=sys.stderr)
+    print(f"attune: {' '.join(line.split())}", file=sys.stderr)
     return code
 
 
 def _recipe(words: Sequence[str], command: str):  # type: ignore[no-untyped-def]
-    from cluster.settings import SettingsError, help_text, load
     from rl.config import PpoRecipe
 
     if any(word in ("-h", "--help") for word in words):

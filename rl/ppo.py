@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayTaskError
 from transformers import AutoTokenizer
 
-from cluster.placement import Claim, Placement, connect
+from cluster.placement import Claim, Placement, connect, require_room
 from cluster.settings import flat
 from cluster.tracking import (
     METRICS_FILE,
@@ -39,10 +38,10 @@ from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe
+from rl.intake import check_input, with_model
 from rl.learner import NonFiniteLoss
 from rl.loop import train
 from rl.records import PROCESSES, PROVENANCE, claimed, provenance, write_atomically, write_rollouts, write_status
-from rl.tiny import make_tiny_model
 from rollout.chat import Chat
 from rollout.corpora import Corpus, load
 from rollout.engine_config import EngineSpec
@@ -62,13 +61,15 @@ def run(recipe: PpoRecipe) -> Path:
     """
     stage = Stages()
     with claimed(recipe) as directory, reported(directory):
-        with stage("reading the corpus"):
+        with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
-        recipe = with_model(recipe, corpus, directory)
-        write_atomically(directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1))
+            check_input(recipe, corpus)
         with stage("connecting to Ray"):
             connect()
-            placement = Placement(claims(recipe))
+            require_room(claims(recipe))  # before minutes of warm-up
+        recipe = with_model(recipe, corpus, directory)
+        write_atomically(directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1))
+        placement = Placement(claims(recipe))
         try:
             with stage("starting engines, learner and rewards"):
                 job = Job(recipe, corpus, placement, directory)
@@ -175,28 +176,6 @@ def claims(recipe: PpoRecipe) -> list[Claim]:
 def has_gpus() -> bool:
     """Whether the cluster computes on GPUs; the driver may run on a head node without one."""
     return ray.cluster_resources().get("GPU", 0) > 0
-
-
-def with_model(recipe: PpoRecipe, corpus: Corpus, directory: Path) -> PpoRecipe:
-    """The recipe with a model to load: its own, or the tiny one, built in the run directory.
-
-    Raises FileNotFoundError when `model.path` looks like a folder and is none.
-    """
-    path = recipe.model.path
-    if path:
-        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-        if looks_local and not (Path(path).expanduser() / "config.json").is_file():
-            raise FileNotFoundError(f"model.path {path!r} holds no config.json; give a folder that transformers loads, or a hub id")
-        return recipe
-    folder = make_tiny_model(
-        recipe.model.tiny,
-        corpus,
-        directory / "model",
-        seed=recipe.seed,
-        threads=os.cpu_count() or 1,
-        say=lambda line: print(line, end="", flush=True),
-    )
-    return replace(recipe, model=replace(recipe.model, path=str(folder.resolve())))
 
 
 def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:

@@ -46,11 +46,19 @@ class RunInUse(ValueError):
 def claimed(recipe: PpoRecipe) -> Iterator[Path]:
     """The run directory, for this process alone, with the settings checked against an earlier run's and saved.
 
-    Raises RunInUse, and ValueError when the directory holds a run that these settings cannot continue.
+    Raises RunInUse, and ValueError when the directory cannot be written or holds a run that these settings cannot
+    continue.
     """
     directory = recipe.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        opened = (directory / ".lock").open("a+")
+    except OSError as error:
+        raise ValueError(
+            f"run directory {directory} must be a folder to write in, is none ({error.strerror}: {error.filename}); "
+            "choose another --runs"
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

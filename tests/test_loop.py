@@ -69,7 +69,7 @@ class Run:
             prompts=prompts(),
             engine=self.engine,
             reward=CheckedReward(self.journal, reward()),
-            learner=self.learner,  # type: ignore[arg-type]  # knows this engine
+            learner=self.learner,
             checkpoints=Checkpoints(self.directory / "checkpoints", every=self.every, keep=2, steps=self.steps),
             trackers=self.trackers,
             record=self.record,

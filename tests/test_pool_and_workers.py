@@ -367,7 +367,7 @@ def test_every_actor_has_a_bundle_of_its_own() -> None:
         (fleet, index): remote.options(**placement.options(fleet, index)).remote()
         for fleet, index in (("reward", 0), ("engine", 1), ("engine", 0))
     }
-    found = {key: ray.get(actor.bundle.remote()) for key, actor in actors.items()}
+    found = {key: ray.get(actor.bundle.remote(), timeout=30) for key, actor in actors.items()}
     assert found == {("engine", 0): 0, ("engine", 1): 1, ("reward", 0): 2}
     placement.release()
 
@@ -390,7 +390,7 @@ def test_inside_a_trial_the_trials_room_is_used() -> None:
     group = placement_group([{"CPU": 0.5}, {"CPU": 0.5}])
     inside = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     trial = ray.remote(Trial).options(num_cpus=0.5, scheduling_strategy=inside).remote()
-    assert ray.get(trial.run.remote(), timeout=60) == (True, 1, True)
+    assert ray.get(trial.run.remote(), timeout=30) == (True, 1, True)
     remove_placement_group(group)
 
 

@@ -33,7 +33,11 @@ from rl.records import (
 from rollout.types import Finish, Prompt, Rollout, Speaker, Turn, VersionSpan
 
 ROOT = Path(__file__).parents[1]
-LOCAL = ROOT / "rl" / "recipes" / "local.toml"
+SOUND = (  # settings that run, whatever the defaults and the shipped recipes say
+    *("--model.dtype=float32", "--model.tiny.context=320", "--model.tiny.layers=4", "--rollout.max_model_len=320"),
+    *("--prompts.max_context_tokens=256", "--prompts.per_step=16", "--sampling.n=4", "--sampling.max_tokens=48"),
+    *("--learner.ranks=2", "--learner.zero_stage=2", "--ppo.minibatches=2", "--ppo.policy_lr=3e-4", "--steps=50"),
+)
 HISTORY = (
     Turn(Speaker.CLIENT, "I can't sleep."),
     Turn(Speaker.THERAPIST, "Since when?"),
@@ -42,8 +46,8 @@ HISTORY = (
 
 
 def recipe(directory: Path, *argv: str) -> PpoRecipe:
-    """The local recipe, run under `directory`/run."""
-    return load(PpoRecipe, LOCAL, argv=[f"--runs={directory}", "--name=run", *argv])
+    """A recipe that runs in `directory`/run."""
+    return load(PpoRecipe, argv=[*SOUND, f"--runs={directory}", "--name=run", *argv])
 
 
 def scored(sample: int, parts: dict[str, float], flags: tuple[str, ...] = ()) -> ScoredRollout:
@@ -122,7 +126,7 @@ from pathlib import Path
 from cluster.settings import load
 from rl.config import PpoRecipe
 from rl.records import claimed
-with claimed(load(PpoRecipe, sys.argv[1], argv=sys.argv[2:])):
+with claimed(load(PpoRecipe, argv=sys.argv[1:])):
     print("claimed", flush=True)
     time.sleep(60)
 """
@@ -131,7 +135,7 @@ with claimed(load(PpoRecipe, sys.argv[1], argv=sys.argv[2:])):
 @contextmanager
 def other_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """A second process that works in the run directory."""
-    words = [sys.executable, "-c", HOLDER, str(LOCAL), f"--runs={directory}", "--name=run"]
+    words = [sys.executable, "-c", HOLDER, *SOUND, f"--runs={directory}", "--name=run"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout and process.stdout.readline() == "claimed\n"

@@ -15,7 +15,17 @@ from cluster.settings import SettingsError, flat, help_text, knobs, load, to_jso
 from rl.config import PpoRecipe
 
 RECIPES = Path(__file__).parents[1] / "rl" / "recipes"
-LOCAL = RECIPES / "local.toml"
+# settings that run, whatever the defaults and the shipped recipes say
+SOUND = {
+    "model.tiny.context": 320,
+    "rollout.max_model_len": 320,
+    "prompts.max_context_tokens": 256,
+    "prompts.per_step": 16,
+    "sampling.n": 4,
+    "sampling.max_tokens": 48,
+    "learner.ranks": 2,
+    "ppo.minibatches": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 def test_names_are_forgiving_about_dashes_and_samples_about_nesting() -> None:
     """`--inner.two-words` is `--inner.two_words`, and a nested sample is a flat one."""
-    assert load(PpoRecipe, LOCAL, argv=["--ppo.kl-coef", "0.5"]).ppo.kl_coef == 0.5
+    assert load(PpoRecipe, sample=SOUND, argv=["--ppo.kl-coef", "0.5"]).ppo.kl_coef == 0.5
     assert load(Zoo, sample={"inner": {"share": 0.25}}) == Zoo(inner=Inner(0.25))
 
 
@@ -231,7 +241,7 @@ def test_a_mistake_in_a_sample_names_the_search() -> None:
 )
 def test_a_broken_invariant_names_knob_rule_and_value(argv: list[str], said: list[str]) -> None:
     """What no single type can say is still refused at start-up, in one line."""
-    message = complaint(LOCAL, kind=PpoRecipe, argv=argv)
+    message = complaint(kind=PpoRecipe, sample=SOUND, argv=argv)
     assert all(part in message for part in said), message
 
 
@@ -253,7 +263,7 @@ def test_a_broken_invariant_names_knob_rule_and_value(argv: list[str], said: lis
 )
 def test_settings_that_cannot_run_are_refused(argv: list[str]) -> None:
     """A setting that would end the run later ends it now, and its knob is named."""
-    assert argv[0].removeprefix("--") in complaint(LOCAL, kind=PpoRecipe, argv=argv)
+    assert argv[0].removeprefix("--") in complaint(kind=PpoRecipe, sample=SOUND, argv=argv)
 
 
 @pytest.mark.xfail(strict=True, reason="rollout.max_model_len's default exceeds model.tiny.context's")
@@ -273,7 +283,7 @@ def test_every_shipped_recipe_parses(recipe: Path) -> None:
 
 def test_flat_names_every_knob_once() -> None:
     """`flat` and `knobs` agree on the dotted names, in order."""
-    recipe = load(PpoRecipe, LOCAL)
+    recipe = load(PpoRecipe, sample=SOUND)
     assert list(flat(recipe)) == [name for name, _ in knobs(PpoRecipe)]
     assert flat(recipe)["ppo.betas"] == (0.9, 0.95) and flat(recipe)["model.tiny.context"] == 320
 

@@ -17,6 +17,7 @@ import csv
 import io
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from rollout.config import CorpusConfig
@@ -105,10 +106,20 @@ def affirms(answer: str) -> bool:
     return True
 
 
+def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row's last line, counted from 1, and its cells."""
+    reader = csv.reader(io.StringIO(read_text(file)))
+    try:
+        yield from ((reader.line_num, cells) for cells in reader)
+    except csv.Error as error:
+        where = f"{place(file)} line {reader.line_num}"
+        raise CorpusError(f"{where}: must be CSV, is not ({error}); look for a quotation mark left open") from error
+
+
 def _turns(file: Path, unknown: collections.Counter[str]) -> tuple[Turn, ...]:
     """The turns of one session; counts codes outside the twelve into `unknown`."""
-    reader = csv.reader(io.StringIO(read_text(file)))
-    header = [name.strip().lower() for name in next(reader, [])]
+    rows = _rows(file)
+    header = [name.strip().lower() for name in next(rows, (1, []))[1]]
     act = next((name for name in ("dialog_act", "dialogue_act") if name in header), "")
     if not act or not {"type", "utterance"} <= set(header):
         raise CorpusError(
@@ -116,12 +127,12 @@ def _turns(file: Path, unknown: collections.Counter[str]) -> tuple[Turn, ...]:
             f"{header}; name them in the first line"
         )
     turns = []
-    for cells in reader:
+    for number, cells in rows:
         row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         repeated_header = row.get("type", "").lower() == "type"
         if repeated_header or not any(row.values()):
             continue
-        where = f"{place(file)} line {reader.line_num}"
+        where = f"{place(file)} line {number}"
         if len(row) < len(header):
             raise CorpusError(f"{where}: must have {len(header)} cells, has {len(row)}; fix the row or remove it")
         if row["type"].upper() not in SPEAKERS:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,18 +39,18 @@ PHASES = ("rollout", "reward", "annotate", "update", "publish", "record", "log")
 SPEED = ("time/", "publish/", "rollout/", "learner/")  # of a step's metrics, those that a row keeps
 GENTLE = 1e-6  # learning rates: as much work as any, and the replies stay as long as they were
 Figure = tuple[float, float, float]  # median, least, most
-LINES: tuple[tuple[str, str, float], ...] = (
-    ("A: the loop's step, s", "time/step_s", 1),
-    ("B: generation + learner alone, s", "alone/step_s", 1),
-    ("A / B, pair by pair", "ratio", 1),
-    ("reply tokens of A / of B", "ratio/tokens", 1),
-    ("generated tokens/s (generating)", "rate/generated_tokens_per_s", 1),
-    ("trained tokens/s (updating)", "rate/trained_tokens_per_s", 1),
-    ("replies/s (whole step)", "rate/replies_per_s", 1),
-    ("publish: sending, s", "publish/seconds", 1),
-    ("publish: sent, MB", "publish/bytes", 1e-6),
-    ("publish: gap, nats", "publish/logprob_gap", 1),
-)
+LINES = {
+    "time/step_s": "A: the loop's step, s",
+    "alone/step_s": "B: generation + learner alone, s",
+    "ratio": "A / B, pair by pair",
+    "ratio/tokens": "reply tokens of A / of B",
+    "rate/generated_tokens_per_s": "generated tokens/s (generating)",
+    "rate/trained_tokens_per_s": "trained tokens/s (updating)",
+    "rate/replies_per_s": "replies/s (whole step)",
+    "publish/seconds": "publish: sending, s",
+    "publish/bytes": "publish: sent, bytes",
+    "publish/logprob_gap": "publish: gap, nats",
+}
 
 
 class Rounds:
@@ -110,8 +109,8 @@ class Rounds:
             job.learner.update(experience)
         lap = clock.lap()
         seconds = {f"alone/{phase}_s": lap[f"time/{phase}_s"] for phase in ("rollout", "annotate", "update")}
-        tokens = float(sum(len(r.response_ids) for r in rollouts))
-        return {**seconds, "alone/step_s": sum(seconds.values()), "alone/tokens": tokens}
+        tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+        return {**seconds, "alone/step_s": sum(seconds.values()), "alone/tokens": float(tokens)}
 
 
 def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
     return {
         "figures": {name: (median(column), min(column), max(column)) for name, column in columns.items()},
         "memory": kinds,
-        "memory_sampler_cpu_share": memory.cpu_share,
+        "sampler_cpu": memory.cpu_share,
         "replaced": job.engine.deaths + job.reward.deaths,
         "rows": rounds.rows,
     }
@@ -164,10 +163,9 @@ def first_step(recipe: str, model: str, folder: Path) -> dict[str, float]:
 
 def show(figures: Mapping[str, Figure], memory: Mapping[str, tuple[int, int]]) -> None:
     """Print the tables of a measurement."""
-
     print(f"\n{'':<34}{'median':>12}{'least':>12}{'most':>12}")
-    for label, name, scale in LINES:
-        print(f"{label:<34}" + "".join(f"{scale * value:12.4g}" for value in figures[name]))
+    for name, label in LINES.items():
+        print(f"{label:<34}" + "".join(f"{value:12.4g}" for value in figures[name]))
     print(f"\n{'phase of A':<34}{'median s':>12}{'share %':>12}{'B: median s':>12}")
     for phase in PHASES:
         alone = f"{figures[f'alone/{phase}_s'][0]:12.4f}" if f"alone/{phase}_s" in figures else ""
@@ -183,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tests.benchmarks.step", description=__doc__, allow_abbrev=False)
     parser.add_argument("--recipe", default="local", help="a shipped recipe, or a .toml file")
     parser.add_argument("--steps", type=int, default=12, help=f"steps that count, behind {WARM_UP_ROUNDS} that do not")
-    parser.add_argument("--model", default="", help="a model's folder; else the recipe's tiny one is built")
+    parser.add_argument("--model", type=Path, help="a model's folder; else the recipe's tiny one is built")
     parser.add_argument("--first-step", action="store_true", help="measure the time to a run's first step instead")
     parser.add_argument("--out", type=Path, help="a JSON file for all that was measured")
     args = parser.parse_args(argv)
@@ -192,18 +190,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--steps must be at least 1, is {args.steps}")
     with tempfile.TemporaryDirectory(prefix="attune-benchmark-") as folder:
         sample = {"runs": folder, "steps": args.steps + WARM_UP_ROUNDS, "model.tiny.warmup_steps": WARM_UP_STEPS}
+        sample |= {"model.path": str(args.model.resolve())} if args.model else {}
         recipe = load(PpoRecipe, path, sample={**sample, "ppo.policy_lr": GENTLE, "ppo.critic_lr": GENTLE})
-        recipe = replace(recipe, model=replace(recipe.model, path=args.model and str(Path(args.model).resolve())))
         corpus = load_corpus(recipe.corpus)
         recipe.directory.mkdir(parents=True)
         recipe = with_model(recipe, corpus, recipe.directory)
         facts = provenance(recipe, corpus.provenance, recipe.model.path) | {"load_before": os.getloadavg()}
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {facts['load_before'][0]:.1f}")
-        print(
-            f"python {facts['python']}, " + ", ".join(f"{name} {v}" for name, v in facts["packages"].items()),
-            flush=True,
-        )
+        print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {os.getloadavg()[0]:.1f}")
+        versions = {"python": facts["python"], **facts["packages"]}
+        print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
         measured: dict[str, Any]
         if args.first_step:
             measured = first_step(str(path.resolve()), recipe.model.path, Path(folder))
@@ -211,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             measured = measure(recipe, corpus)
             show(measured["figures"], measured["memory"])
-            print(f"\nreplicas replaced {measured['replaced']}, ", end="")
-            print(f"looking at memory took {measured['memory_sampler_cpu_share']:.1%} of a core")
+            print(
+                f"\nreplicas replaced {measured['replaced']}, CPU of the memory's sampler {measured['sampler_cpu']:.1%}"
+            )
         facts["load_after"] = os.getloadavg()
-        print(f"load {facts['load_after'][0]:.1f}")
         if args.out:
             args.out.write_text(json.dumps({"machine": facts, "settings": flat(recipe), **measured}, indent=1) + "\n")
 
