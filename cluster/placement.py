@@ -49,7 +49,9 @@ def connect(*, dashboard: bool = False) -> None:
     private: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private)
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **private
+        )
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ClusterUnreachable(
             f"RAY_ADDRESS={address} must be a running Ray cluster, does not answer ({error}); start it there "

@@ -62,12 +62,12 @@ class Pool:
 
     def replace(self, *indices: int) -> None:
         """Spawn new replicas at `indices` and bring the pool up to date."""
+        if self._restarts_left == 0:
+            raise PoolExhausted(
+                f"{self._fleet} {indices[0]} died and no restart is left ({self.deaths} replaced so far)"
+            )
+        self._restarts_left -= 1  # one per event, however many replicas it takes along
         for index in indices:
-            if self._restarts_left == 0:
-                raise PoolExhausted(
-                    f"{self._fleet} {index} died and no restart is left ({self.deaths} replaced so far)"
-                )
-            self._restarts_left -= 1
             self.deaths += 1
             log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
             ray.kill(self.replicas[index])

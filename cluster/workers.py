@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.placement import Placement
 
 R = TypeVar("R")
+_SECONDS_TO_DIE = 5.0  # within which Ray tells the death that made a peer's collective fail
 
 
 class WorkerDied(RuntimeError):
@@ -96,13 +97,31 @@ class WorkerGroup:
             done, pending = ray.wait(pending, num_returns=1)
             try:
                 ray.get(done)
+            except RayTaskError as error:  # a peer of a dead rank may fail first: the death is the cause to tell
+                dead = self._dead_rank(refs, pending)
+                if dead is None:
+                    raise
+                raise dead from error
             except RayActorError as error:
-                rank = refs.index(done[0])
-                raise WorkerDied(
-                    f"{self._fleet} rank {rank} of {len(refs)} died ({_cause(error)}); the run ends here: "
-                    "the same command resumes from the last checkpoint"
-                ) from error
+                raise self._died(refs.index(done[0]), len(refs), error) from error
         return ray.get(refs)
+
+    def _dead_rank(self, refs: list[Any], pending: list[Any]) -> WorkerDied | None:
+        ended, _ = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_TO_DIE) if pending else ([], [])
+        for ref in ended:
+            try:
+                ray.get(ref)
+            except RayTaskError:
+                continue
+            except RayActorError as error:
+                return self._died(refs.index(ref), len(refs), error)
+        return None
+
+    def _died(self, rank: int, ranks: int, error: RayActorError) -> WorkerDied:
+        return WorkerDied(
+            f"{self._fleet} rank {rank} of {ranks} died ({_cause(error)}); the run ends here: "
+            "the same command resumes from the last checkpoint"
+        )
 
 
 def _cause(error: RayActorError) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; one line per error, on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # `ray job stop`: status and report are written
     commands = {"ppo": ppo, "check": check, "talk": talk, "report": report, "demo": demo}
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
@@ -54,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ending(error: Exception) -> Exit:
-    from rl.ppo import first_line
     from rl.learner import NonFiniteLoss
+    from rl.ppo import first_line
 
     if isinstance(error, NonFiniteLoss):
         return _say(first_line(error), Exit.DIVERGED)

@@ -6,7 +6,7 @@ right-padded, so that a causal model needs no attention mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -26,7 +26,7 @@ class Batch:
     sampled_logprobs_BT: Tensor  # nats, as sampled; 0 off the mask
     versions_BT: Tensor  # int64, policy version of each sampled token; 0 off the mask
     score_B: Tensor
-    truncated_B: Tensor  # bool: the token budget cut the reply short
+    unfinished_B: Tensor  # bool: the token budget cut the reply short, and nothing in it was flagged so far
 
     @property
     def rows(self) -> int:
@@ -51,6 +51,13 @@ class Experience(Batch):
 
     def take(self, rows: Tensor) -> Experience:
         return _take(self, rows)
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one step's update did: metrics by name."""
+
+    metrics: Mapping[str, float]
 
 
 def collate(scored: Sequence[ScoredRollout]) -> Batch:
@@ -81,7 +88,9 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         sampled_logprobs_BT=logprobs_BT,
         versions_BT=versions_BT,
         score_B=torch.tensor([item.score.value for item in scored]),
-        truncated_B=torch.tensor([item.rollout.finish is Finish.TRUNCATED for item in scored]),
+        unfinished_B=torch.tensor(
+            [item.rollout.finish is Finish.TRUNCATED and not item.score.flags for item in scored]
+        ),
     )
 
 

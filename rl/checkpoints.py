@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
+_FULL_DISK_BYTES = 16_000_000
 MANIFEST, STATE = "manifest.json", "state.json"
 
 
@@ -34,6 +36,10 @@ class SavesLearner(Protocol):
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint's files are not those of its manifest."""
+
+
+class UnwrittenCheckpoint(OSError):
+    """A checkpoint could not be written; what was there before is as it was."""
 
 
 class Checkpoints:
@@ -75,10 +81,18 @@ class Checkpoints:
             (partial / MANIFEST).write_text(json.dumps(hashes, indent=1))
             for path in (*files, partial / MANIFEST):
                 _sync(path)
-        except OSError as error:
+        except BaseException as error:
+            free = shutil.disk_usage(partial).free
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(
-                error.errno, f"checkpoint {final} could not be written ({error.strerror}); earlier ones stay"
+            cause = vars(error).get("cause", error)  # of an error that came from an actor
+            full = free < _FULL_DISK_BYTES  # torch and safetensors have errors of their own for it
+            code = cause.errno if isinstance(cause, OSError) else errno.ENOSPC if full else None
+            if code is None:
+                raise
+            raise UnwrittenCheckpoint(
+                code,
+                f"checkpoint {final} could not be written ({' '.join(str(cause).split())}; {free / 1e6:.0f} MB were free); "
+                "earlier ones stay: make room, and the same command resumes",
             ) from error
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -92,16 +106,26 @@ class Checkpoints:
 
         A damaged checkpoint is said, and the one before is used.
         """
+        for remains in self._directory.glob(".step-*.partial"):  # of a save that was killed
+            shutil.rmtree(remains)
+        damaged = any(self._directory.glob(".damaged-step-*")) and not self.folders()
         for folder in reversed(self.folders()):
             try:
                 state = read_checkpoint(folder)
             except DamagedCheckpoint as error:
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; kept aside as .damaged-%s, trying the one before", error, folder.name)
+                os.replace(folder, folder.with_name(f".damaged-{folder.name}"))
+                damaged = True
                 continue
             learner.restore(folder.resolve(), state["learner"])
             prompts.load_state_dict(state["prompts"])
             reward.load_state_dict(state["reward"])
             return int(state["step"])
+        if damaged:
+            raise DamagedCheckpoint(
+                f"none of the checkpoints in {self._directory} is sound; a run that starts again would write over its records: choose "
+                f"another --name, or remove {self._directory.parent}"
+            )
         return 0
 
     def folders(self) -> list[Path]:
@@ -110,9 +134,7 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint with the highest mean reward since the one before it."""
-        scored = [
-            (json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if (f / STATE).exists()
-        ]
+        scored = [(json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if _readable(f)]
         return max(scored, default=(0.0, None), key=lambda pair: pair[0])[1]
 
     def _prune(self) -> None:
@@ -138,6 +160,13 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         if _sha256(folder / name) != digest:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is not the file that was saved")
     return json.loads((folder / STATE).read_text())
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        return "mean_reward" in json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def _sha256(path: Path) -> str:

@@ -39,7 +39,7 @@ def rank_bytes(recipe: PpoRecipe, counts: Counts) -> int:
     or its share, as the ZeRO stage says."""
     width, learner = BYTES[recipe.model.dtype], recipe.learner
     weights, gradients = counts.held * width, counts.trained * width
-    optimizer = 0 if learner.offload else counts.trained * ADAM_BYTES
+    optimizer = counts.trained * ADAM_BYTES
     states = {3: weights, 2: gradients, 1: optimizer}
     return sum(count // (learner.ranks if learner.zero_stage >= stage else 1) for stage, count in states.items())
 

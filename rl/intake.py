@@ -25,10 +25,7 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
     """
     if "similarity" in recipe.rewards.weights:
         _check_files("rewards.similarity.encoder", encoder_source(recipe.rewards.similarity.encoder))
-    if recipe.model.path:
-        tokenizer = _tokenizer(recipe)
-    else:
-        tokenizer = train_tokenizer(corpus.train, recipe.model.tiny.vocabulary)
+    tokenizer = _tokenizer(recipe) if recipe.model.path else train_tokenizer(corpus.train, recipe.model.tiny.vocabulary)
     limit, least = recipe.prompts.max_context_tokens, recipe.prompts.min_reference_words
     chat = Chat(tokenizer, system=recipe.prompts.system)
     try:
@@ -91,5 +88,7 @@ def _folder(knob: str, source: str) -> Path | None:
     folder = Path(source).expanduser()
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{knob} {source!r} holds no config.json; give a folder that transformers loads, or a hub id")
+        raise FileNotFoundError(
+            f"{knob} {source!r} holds no config.json; give a folder that transformers loads, or a hub id"
+        )
     return folder if folder.is_dir() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from rl.advantages import (
     shape_rewards,
     whiten,
 )
-from rl.batch import Batch, Experience, by_length
+from rl.batch import Batch, Experience, UpdateReport, by_length
 from rl.config import PpoRecipe
 from rl.export import export_policy
 from rl.losses import entropy_bonus, importance_weights, load_balancing_loss, policy_loss, value_loss
@@ -36,13 +36,6 @@ _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/app
 
 class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite: the run has diverged. Raised on every rank, before the update."""
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one step's update did: metrics by name."""
-
-    metrics: Mapping[str, float]
 
 
 class PpoLearner:
@@ -85,7 +78,7 @@ class PpoLearner:
 
         A reply that the token budget cut short has not earned its score yet: with `ppo.truncated = "bootstrap"` the
         critic's estimate of what comes stands in its place (both together would pay twice, and teach the policy not to
-        end). `"score"` takes the cut as the end.
+        end). `"score"` takes the cut as the end. A red flag is paid its floor at once, finished or not.
         """
         batch = _to(batch, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
@@ -112,7 +105,7 @@ class PpoLearner:
         logprobs_BT, reference_BT, values_BS = columns_B3S[:, 0, :-1], columns_B3S[:, 1, :-1], columns_B3S[:, 2]
         mask_BT = batch.mask_BT
         kl_BT = kl_penalty(logprobs_BT, reference_BT, mask_BT, kind=ppo.kl)
-        unpaid_B = batch.truncated_B & (ppo.truncated == "bootstrap")
+        unpaid_B = batch.unfinished_B & (ppo.truncated == "bootstrap")
         rewards_BT = shape_rewards(torch.where(unpaid_B, 0, batch.score_B), kl_BT, mask_BT, kl_coef=self._kl.coef)
         beyond_B = values_BS.gather(1, last_token_B(mask_BT)[:, None] + 1).squeeze(1)
         last_value_B = torch.where(unpaid_B, beyond_B, 0)
@@ -120,7 +113,7 @@ class PpoLearner:
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, last_value_B, mask_BT, gamma=ppo.gamma, lam=ppo.lam)
         if ppo.whiten:
             advantages_BT = whiten(advantages_BT, mask_BT, masked_moments(advantages_BT, mask_BT))
-        return Experience(
+        experience = Experience(
             **vars(batch),
             logprobs_BT=logprobs_BT.contiguous(),
             reference_logprobs_BT=reference_BT.contiguous(),
@@ -130,6 +123,7 @@ class PpoLearner:
             returns_BT=returns_BT,
             token_share_LE=counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1),
         )
+        return _to(experience, torch.device("cpu"))  # it travels through the driver, which may have no device
 
     def update(self, experience: Experience) -> UpdateReport:
         """Epochs x minibatches of PPO on `experience`, each minibatch one optimizer update.
@@ -146,6 +140,8 @@ class PpoLearner:
                 sums, ratio = self._minibatch(experience, rows.to(zero.device))
                 totals, ratio_max, made = totals + sums, max(ratio_max, ratio), made + 1
                 norms.append(zero.grad_norm)
+                if not math.isfinite(norms[-1]):
+                    raise NonFiniteLoss(f"the gradient of update {self._updates - 1} is not finite")
                 stop = ppo.kl_stop is not None and float(sums[_COLUMNS.index("policy/approx_kl")]) > ppo.kl_stop
                 if stop:
                     break
@@ -249,14 +245,14 @@ class PpoLearner:
             for _ in self._stream:
                 pass
             return 0
-        if connect:
-            client.init_weight_transfer_engine({})
-        return self._sender.send(self._stream, client, version)
+        return self._sender.send(self._stream, client, version, connect=connect)
 
     def _publish_cuda(self, transfer: str, client: EngineSyncClient, version: int, connect: bool) -> int:
         from rollout.vllm_weights import cuda_publish, cuda_trainer
 
         if connect or self._cuda_trainer is None:
+            if self._cuda_trainer is not None:
+                self._cuda_trainer.shutdown()
             self._cuda_trainer = cuda_trainer(transfer, self._stream, client, rank=self._zero.rank)
         cuda_publish(self._cuda_trainer, client, version)
         return sum(spec.bytes for spec in self._stream.specs())

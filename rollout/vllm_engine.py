@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from transformers import AutoTokenizer
 from vllm import SamplingParams, TokensPrompt
@@ -15,6 +16,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine_config import EngineSpec
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
@@ -23,6 +25,22 @@ _FINISHES = {"stop": Finish.STOPPED, "length": Finish.TRUNCATED}
 
 
 UNPUBLISHED = -1  # the version of weights that came from disk, not from a learner
+
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+
+
+def ends_with_its_core(method: Method) -> Method:
+    """End the actor when vLLM's own processes have died under it: then the fleet replaces it like any dead engine."""
+
+    @functools.wraps(method)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await method(*args, **kwargs)
+        except EngineDeadError:
+            os._exit(1)
+
+    return guarded  # type: ignore[return-value]
 
 
 def reply_seed(seed: int, prompt_id: str, sample: int) -> int:
@@ -44,6 +62,8 @@ class VllmEngine:
                 model=spec.model,
                 dtype=spec.dtype,  # type: ignore[arg-type]
                 tensor_parallel_size=spec.tensor_parallel,
+                # inside a placement group vLLM would choose Ray, and refuse a bundle of several devices
+                distributed_executor_backend="mp" if spec.tensor_parallel > 1 else None,
                 max_model_len=spec.max_model_len,
                 max_num_seqs=spec.max_concurrent,
                 kv_cache_memory_bytes=spec.kv_cache_bytes,
@@ -61,12 +81,14 @@ class VllmEngine:
             )
         )
 
+    @ends_with_its_core
     async def ready(self) -> int:
         """Answer once the engine can generate; returns the process id."""
         await self._llm.check_health()
         await self._llm.update_weight_version(str(UNPUBLISHED))
         return os.getpid()
 
+    @ends_with_its_core
     async def generate(self, prompts: Sequence[Prompt], samples: Sequence[int], sampling: Sampling) -> list[Rollout]:
         """One rollout per (prompt, sample) pair, in order.
 
@@ -90,6 +112,7 @@ class VllmEngine:
         texts = self._tokenizer.batch_decode([o.outputs[0].token_ids for o in outputs], skip_special_tokens=True)
         return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, texts, strict=True)]
 
+    @ends_with_its_core
     async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs in nats at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
         params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False) for _ in sequences]
@@ -117,15 +140,19 @@ class VllmEngine:
             outputs.append(output)
         return outputs
 
+    @ends_with_its_core
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
+    @ends_with_its_core
     async def start_weight_update(self) -> None:
         await self._llm.start_weight_update()
 
+    @ends_with_its_core
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
+    @ends_with_its_core
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Every token sampled from now on is of `weight_version`; nothing computed under older weights is reused."""
         await self._llm.finish_weight_update(weight_version)

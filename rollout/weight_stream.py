@@ -101,8 +101,8 @@ class SharedMemorySender:
         self._fd = os.memfd_create("attune-weights")
         self._staging = torch.empty(0, dtype=torch.uint8)
 
-    def send(self, stream: WeightStream, client: SyncClient, version: int) -> int:
-        """Publish the stream as policy `version`; returns the bytes sent.
+    def send(self, stream: WeightStream, client: SyncClient, version: int, *, connect: bool = False) -> int:
+        """Publish the stream as policy `version`, after the handshake where asked to `connect`; returns the bytes sent.
 
         When an engine fails, the rest of the stream is still iterated, since the other ranks do; then it raises.
         """
@@ -111,6 +111,8 @@ class SharedMemorySender:
         self._reserve(max(min(total, self._chunk_bytes), largest))
         groups = iter(stream)
         try:
+            if connect:
+                client.init_weight_transfer_engine({})
             client.start_weight_update()
             update, used = _empty_update(self._path, only_chunk=total <= self._staging.numel()), 0
             for group in groups:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants as hub
 
-import rl.ppo  # before any test: what it loads is not what the tests time  # noqa: F401
+import rl.ppo  # noqa: F401 (before any test: what it loads is not what the tests time)
 from cluster.settings import load
 from rewards.mixture import Mixture
 from rl.__main__ import Exit, main
@@ -94,11 +94,20 @@ def refuse(
         (["ppo", "nowhere.toml"], ["recipe 'nowhere.toml' does not exist", "give the path of a .toml recipe"]),
         (["talk"], ["attune talk needs one checkpoint folder", "0 words"]),
         (["report"], ["attune report needs a run directory", "nothing"]),
-        (["ppo", "local", "--rollout.engine=2"], ["unknown setting 'rollout.engine'", "did you mean 'rollout.engines'"]),
+        (
+            ["ppo", "local", "--rollout.engine=2"],
+            ["unknown setting 'rollout.engine'", "did you mean 'rollout.engines'"],
+        ),
         (["ppo", "local", "--steps=many"], ["command line: steps must be a whole number, is 'many'"]),
         (["ppo", "local", "--model.tuning=half"], ["model.tuning must be one of full, lora, is 'half'"]),
-        (["ppo", "local", "--sampling.top_p=0.9"], ["sampling.top_p must be 1", "are 0.9 and 0", "lower sampling.temp"]),
-        (["ppo", "local", *NARROW, "--sampling.max_tokens=33"], ["= 129 must not exceed", "max_model_len = 128; raise"]),
+        (
+            ["ppo", "local", "--sampling.top_p=0.9"],
+            ["sampling.top_p must be 1", "are 0.9 and 0", "lower sampling.temp"],
+        ),
+        (
+            ["ppo", "local", *NARROW, "--sampling.max_tokens=33"],
+            ["= 129 must not exceed", "max_model_len = 128; raise"],
+        ),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
@@ -151,7 +160,11 @@ def esconv(*rows: Any) -> Files:
         ("jsonl", {"train.jsonl": JSONL_ROW}, "there is no corpus/valid.jsonl; correct it"),
         ("esconv", esconv(), "corpus/ESConv.json must be a list of dialogues, holds none; fetch"),
         ("hope", {"7.csv": HEADER}, "corpus/7.csv must hold an utterance, holds none; remove"),
-        ("jsonl", dict.fromkeys(("train.jsonl", "valid.jsonl", "test.jsonl"), "\n"), "train.jsonl must hold a dialogue"),
+        (
+            "jsonl",
+            dict.fromkeys(("train.jsonl", "valid.jsonl", "test.jsonl"), "\n"),
+            "train.jsonl must hold a dialogue",
+        ),
         ("esconv", esconv(ESCONV_ROW), "the valid split must hold a dialogue"),
         ("esconv", esconv(ESCONV_ROW, {"dialog": [{"speaker": "seeker"}]}), "dialogue 2, turn 1: 'content' must be"),
         ("esconv", esconv(ESCONV_ROW, "text"), "corpus/ESConv.json dialogue 2: 'dialog' must be a list of turns"),
@@ -159,7 +172,11 @@ def esconv(*rows: Any) -> Files:
         ("hope", {"7.csv": HEADER + "7_0,T,Hello,gt\n7_1,X,Hm,gc\n"}, "corpus/7.csv line 3: 'Type' must be T or P"),
         ("hope", {"7.csv": "ID,Speaker,Utterance\n"}, "corpus/7.csv line 1: the columns must be"),
         ("hope", {"7.csv": f'{HEADER}7_0,T,"{"so " * 50_000}'}, "corpus/7.csv line 2: must be CSV"),
-        ("jsonl", {"train.jsonl": f"{JSONL_ROW}\n{{", "valid.jsonl": "", "test.jsonl": ""}, "train.jsonl line 2: must be"),
+        (
+            "jsonl",
+            {"train.jsonl": f"{JSONL_ROW}\n{{", "valid.jsonl": "", "test.jsonl": ""},
+            "train.jsonl line 2: must be",
+        ),
         (
             "jsonl",
             {"train.jsonl": JSONL_ROW.replace("client", "nurse"), "valid.jsonl": "", "test.jsonl": ""},
@@ -361,10 +378,10 @@ def test_a_cluster_too_small(tmp_path: Path) -> None:
 # -- rewards that break ----------------------------------------------------------------------------------------------
 
 BREAKING = """
-import contextlib, math, sys
+import sys
 import ray
 import rl.ppo
-from cluster.placement import Claim, Placement
+from cluster.placement import Placement
 from rewards.fleet import FLEET, RewardFleet
 from rl.__main__ import main
 from rl.records import claimed
@@ -392,7 +409,7 @@ def break_terms():
 
 def score(recipe):
     with claimed(recipe) as directory, rl.ppo.reported(directory):
-        placement = Placement([Claim(FLEET, 1, 0.5)])
+        placement = Placement([claim for claim in rl.ppo.claims(recipe) if claim.fleet == FLEET])
         try:
             RewardFleet(recipe.rewards, placement, environment={}).score([reply(GOOD, sample=k) for k in range(2)])
         finally:

@@ -99,7 +99,7 @@ def test_every_cell_is_what_its_token_says(scored: list[ScoredRollout]) -> None:
         assert int(batch.lengths_B[row]) == length
         assert batch.tokens_BS[row, length:].eq(0).all()
         assert float(batch.score_B[row]) == item.score.value
-        assert bool(batch.truncated_B[row]) == (item.rollout.finish is Finish.TRUNCATED)
+        assert bool(batch.unfinished_B[row]) == (item.rollout.finish is Finish.TRUNCATED and not item.score.flags)
         versions = {i: span.version for span in item.rollout.versions for i in range(span.start, span.stop)}
         for t in range(batch.mask_BT.shape[1]):
             k = t + 1 - len(prompt)  # which token of the reply position t predicts

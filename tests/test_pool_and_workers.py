@@ -160,9 +160,6 @@ def test_what_a_replica_raises_is_no_death(make_pool: MakePool, tmp_path: Path) 
     assert pool.map(Replica.double, [([1],), ([2],)])[1][0] == [4]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every replica that `replace_all` renews is paid for as a death", raises=PoolExhausted
-)
 def test_one_death_costs_one_restart(make_pool: MakePool) -> None:
     """A fleet that is renewed as a whole since one replica died in a publish has had one death, however large it is."""
     pool = make_pool(3, restarts=1)
@@ -281,7 +278,6 @@ def test_a_dead_rank_ends_the_group(dies: int, make_group: MakeGroup) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="what the peer says of its connection is raised when Ray's news comes later")
 def test_a_dead_rank_is_named_whatever_its_peers_say(make_group: MakeGroup) -> None:
     """Peers of a killed rank fail in their collective (the connection closes): that is not what the run reports, even
     when they say it before Ray knows of the death."""
@@ -311,7 +307,6 @@ class RemoteLearner:
         raise AssertionError("nothing was saved")
 
 
-@pytest.mark.xfail(strict=True, reason="errno and strerror do not survive the way between processes: it says (None)")
 def test_a_full_disk_of_a_rank_is_said(make_group: MakeGroup, tmp_path: Path) -> None:
     """An OSError of another process says what went wrong too."""
     prompts = PromptStream([Prompt("p", (1,), ())], (), (), PromptsConfig(fixed_share=0, crisis_share=0), 0)

@@ -131,7 +131,7 @@ def fake_step(path: Path, step: int, steps: int, samples: int, generator: random
         "rollout/tokens": float(sum(r["tokens"] for r in rows)), "rollout/length": mean([r["tokens"] for r in rows]),
         "rollout/truncated": mean([float(r["finish"] == "truncated") for r in rows]),
         "publish/logprob_gap": 10 ** noise(-3.4, 0.35), "publish/bytes": 2.7e8, "publish/seconds": abs(noise(1.4, 0.2)),
-        "safety/dismissal": mean([float("dismissal" in r["flags"]) for r in rows]), 
+        "safety/dismissal": mean([float("dismissal" in r["flags"]) for r in rows]),
         "safety/dosage": 0.0, "safety/secrecy": 0.0,
         "safety/claims_human": abs(noise(0.02, 0.02)) * (1 - skill), "lag/steps": 0.0,
         "time/rollout_s": abs(noise(14, 2)), "time/reward_s": abs(noise(3, 0.5)),

@@ -245,9 +245,6 @@ def test_a_broken_invariant_names_knob_rule_and_value(argv: list[str], said: lis
     assert all(part in message for part in said), message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="accepted today, and fails late: a division by zero, or a run in the wrong folder"
-)
 @pytest.mark.parametrize(
     "argv",
     [
@@ -266,7 +263,6 @@ def test_settings_that_cannot_run_are_refused(argv: list[str]) -> None:
     assert argv[0].removeprefix("--") in complaint(kind=PpoRecipe, sample=SOUND, argv=argv)
 
 
-@pytest.mark.xfail(strict=True, reason="rollout.max_model_len's default exceeds model.tiny.context's")
 def test_the_defaults_are_a_recipe() -> None:
     """No setting needs another one to be changed first."""
     assert load(PpoRecipe) == PpoRecipe()
