@@ -421,7 +421,7 @@ ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False,
 rl.ppo.run = score
 for term in ("inquiry", "length", "repetition"):
     knobs = {**dict.fromkeys(("similarity", "emotion", "inquiry", "length", "repetition"), 0), term: 1}
-    words = [f"--rewards.{name}.weight={weight}" for name, weight in knobs.items()]
+    words = [f"--rewards.{name}.weight={weight}" for name, weight in knobs.items()] + ["--rewards.actors=1"]
     print("exit code", main(["ppo", "local", f"--runs={sys.argv[1]}", f"--name={term}", *words]))
 """
 
@@ -435,8 +435,11 @@ def test_a_reward_that_breaks(tmp_path: Path) -> None:
     """
     answer = subprocess.run(
         [sys.executable, "-c", BREAKING, str(tmp_path)],
-        cwd=ROOT, env=without_ray_address(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env={**without_ray_address(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-3:] == [f"exit code {Exit.FAILED}"] * 3
     assert "Traceback" not in answer.stderr
