@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from cluster.model_files import model_files
 from rewards.similarity import encoder_source
-from rl.config import PpoRecipe
+from rl.config import PpoRecipe, TinyConfig
 from rl.tiny import make_tiny_model
 from rollout.chat import Chat, PromptTooLong
 from rollout.corpora import Corpus
@@ -36,6 +36,8 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
     by_dialogue = (build_prompts([d], chat, max_tokens=limit, min_reference_words=least) for d in corpus.train)
     some = next(filter(None, by_dialogue), [])
     PromptStream(some, fixed, crisis, recipe.prompts, recipe.seed)  # refuses a source that has a share and no prompt
+    if not recipe.model.path:
+        _check_lessons(recipe.model.tiny, corpus, chat)
 
 
 def with_model(recipe: PpoRecipe, corpus: Corpus, directory: Path) -> PpoRecipe:
@@ -74,6 +76,16 @@ def _tokenizer(recipe: PpoRecipe) -> PreTrainedTokenizerBase:
             f"model.path {path!r} reads; lower it and prompts.max_context_tokens"
         )
     return tokenizer
+
+
+def _check_lessons(tiny: TinyConfig, corpus: Corpus, chat: Chat) -> None:
+    """The tiny model learns from the train split and is measured on the valid split: each must hold a reply."""
+    for split in ("train", "valid"):
+        if not any(chat.dialogue(dialogue, tiny.context) for dialogue in corpus.splits[split]):
+            raise ValueError(
+                f"the {split} split must hold a therapist's reply to a client for model.tiny to learn, holds none within "
+                f"model.tiny.context = {tiny.context} tokens; add dialogues, or give a model.path"
+            )
 
 
 def _check_files(knob: str, source: str) -> Path | None:

@@ -267,6 +267,18 @@ def test_prompts_that_do_not_fit(
     settled(tmp_path / "runs", line)
 
 
+def test_a_corpus_that_teaches_nothing(refuse: Refuse, tmp_path: Path) -> None:
+    """Where a small model is to be built, a split in which nobody answers a client is refused before it is begun."""
+    answered = {"id": "2", "turns": [TURN, {"speaker": "therapist", "text": "What keeps you awake at night?"}]}
+    opened = {"id": "3", "turns": [{"speaker": "therapist", "text": "What brings you here?"}, TURN]}
+    (tmp_path / "corpus").mkdir()
+    for split, row in {"train": answered, "valid": opened, "test": {**answered, "id": "4"}}.items():
+        (tmp_path / "corpus" / f"{split}.jsonl").write_text(json.dumps(row).replace("night", split))
+    line = refuse("ppo", "local", "--corpus.format=jsonl", "--corpus.path=corpus")
+    assert line.startswith("the valid split must hold a therapist's reply") and "give a model.path" in line
+    settled(tmp_path / "runs", line)
+
+
 # -- run directories -------------------------------------------------------------------------------------------------
 
 
