@@ -123,7 +123,7 @@ class Checkpoints:
             return int(state["step"])
         if damaged:
             raise DamagedCheckpoint(
-                f"none of the checkpoints in {self._directory} is sound; a run that starts again would write over its records: choose "
+                f"none of the checkpoints in {self._directory} is sound; starting again would write over the run: choose "
                 f"another --name, or remove {self._directory.parent}"
             )
         return 0
