@@ -87,6 +87,9 @@ PAIRS: tuple[tuple[str, str, tuple[Curve, Curve]], ...] = (
 )
 
 
+_WHOLE = tuple(f"reward/{name}" for name in ("mean", "std", "min", "max"))  # of the reward itself, not of a part
+
+
 def reward_figure(log: Log, change: Change | None) -> list[Figure]:
     """Mean reward over steps in a band of one standard deviation, with the levels that the summary compares."""
     mean, spread = thin(log.series("reward/mean")), thin(log.series("reward/mean", "reward/std"))
@@ -110,7 +113,7 @@ def reward_figure(log: Log, change: Change | None) -> list[Figure]:
 
 def part_figures(log: Log) -> list[Figure]:
     """One small chart per reward part, all on one scale."""
-    names = [n for n in log.names if n.startswith("reward/") and n not in ("reward/mean", "reward/std")]
+    names = [n for n in log.names if n.startswith("reward/") and n not in _WHOLE]
     series = {n.removeprefix("reward/"): thin(log.series(n)) for n in names}
     values = np.concatenate([s[:, 1] for s in series.values()]) if series else np.zeros(0)
     values = values[np.isfinite(values)]
