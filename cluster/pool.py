@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class PoolExhausted(RuntimeError):
-    """More replicas died than the recipe replaces."""
+    """A replica cannot start, or more of them died than the recipe replaces."""
 
 
 class Pool:
@@ -50,7 +50,10 @@ class Pool:
             for index, ref in asked.items():
                 try:
                     answers[index] = ray.get(ref)
-                except RayActorError:
+                except RayActorError as error:
+                    if error.actor_init_failed:  # it would fail again
+                        cause = str(error).strip().splitlines()[-1].strip()
+                        raise PoolExhausted(f"{self._fleet} {index} could not start: {cause}") from error
                     dead.append(index)
             if dead:
                 self.replace(*dead)

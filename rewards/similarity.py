@@ -100,4 +100,4 @@ class Similarity:
 
 
 def _cosine(unit: Tensor, other_unit: Tensor) -> float:
-    return min(1.0, max(0.0, float(unit @ other_unit)))
+    return float((unit @ other_unit).clamp(0.0, 1.0))  # a NaN stays one, and is refused
