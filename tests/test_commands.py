@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -171,9 +172,10 @@ def test_a_job_submitted_to_a_cluster_with_token_authentication(model: Path, tmp
         )
 
     token.write_text("a-token-of-thirty-two-characters-or-more")
+    # a short folder: Ray's sockets lie in it, and a socket's path is at most 107 bytes
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
-         f"--ray-client-server-port={client}", "--temp-dir", str(tmp_path / "ray")],
+         f"--ray-client-server-port={client}", "--temp-dir", tempfile.mkdtemp(prefix="attune-")],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
