@@ -26,9 +26,9 @@ class Device:
 
 
 def current_device() -> Device:
-    """The device Ray gave this process (the first visible one), or the CPU."""
+    """The CUDA device that is current in this process (the first one that Ray gave it, unless set), or the CPU."""
     if torch.cuda.is_available():
-        return Device("cuda", 0, "nccl")
+        return Device("cuda", torch.cuda.current_device(), "nccl")
     return Device("cpu", 0, "gloo")
 
 

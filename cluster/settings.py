@@ -56,6 +56,14 @@ def load(
         raise SettingsError(str(error)) from error
 
 
+def require_at_least(least: float, section: str, settings: Any, *names: str) -> None:
+    """Raise ValueError, naming the knob, when one of the numbers `names` of `settings` is below `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value >= least:
+            raise ValueError(f"{section}{name} must be at least {least:g}, is {value}; raise it")
+
+
 def help_text(kind: type, program: str) -> str:
     """Every setting of `kind` with its type and default, for `--help`."""
     text = io.StringIO()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -36,6 +38,10 @@ class Clock:
             yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def seconds(self, phase: str) -> float:
+        """What `phase` took so far in this lap."""
+        return self._seconds[phase]
 
     def lap(self) -> dict[str, float]:
         """`time/PHASE_s` of each phase, and `time/step_s` of the whole, since the last lap."""
@@ -78,16 +84,42 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def follow(path: Path, ended: threading.Event, *, first_step: int, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
+    """Each step of a metrics file from `first_step` on, once, as it is written, until `ended` is set and all was read.
+
+    For a reader in another process than the writer's. Steps that a restarted run takes again come once.
+    """
+    last, torn = first_step - 1, b""
+    with ExitStack() as held:
+        file: BinaryIO | None = None
+        while True:
+            was_ended = ended.is_set()
+            # a run that was taken up again writes its file anew, under the same name; an open file's number stays its own
+            if path.exists() and (file is None or not os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+                held.close()
+                file, torn = held.enter_context(path.open("rb")), b""
+            *lines, torn = (torn + file.read()).split(b"\n") if file else [b""]
+            for row in map(json.loads, lines):
+                if row["step"] > last:
+                    last = row["step"]
+                    yield row
+            if was_ended and not lines:
+                return
+            ended.wait(seconds)
+
+
 class ConsoleTracker:
     """One line per step: where the run is, how it does, and when it will be done."""
 
     def __init__(self, first_step: int, steps: int, shown: Mapping[str, str]) -> None:
         self._first, self._steps, self._shown = first_step, steps, shown
-        self._started = time.perf_counter()
+        self._seconds, self._last = 0.0, time.perf_counter()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        done = step + 1 - self._first
-        pace = (time.perf_counter() - self._started) / done
+        now = time.perf_counter()
+        self._seconds += metrics.get("time/step_s", now - self._last)
+        self._last = now
+        pace = self._seconds / (step + 1 - self._first)
         width = len(str(self._steps))
         figures = "  ".join(f"{label} {metrics[name]:7.3g}" for name, label in self._shown.items() if name in metrics)
         eta = _duration(pace * (self._steps - step - 1))
@@ -141,16 +173,55 @@ class RayMetricsTracker:
         """Ray withdraws the gauges with the process."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a search wants of a trial's reports: the metric that it judges ("": any), and the newest folder `step-*` of
+    `checkpoints` with them when it is new (None: no checkpoints)."""
+
+    metric: str = ""
+    checkpoints: Path | None = None
+
+
+class UnknownMetric(ValueError):
+    """A search judges a metric that the run does not report."""
+
+
 class TuneTracker:
-    """Reports to the Tune trial that this run is."""
+    """Reports to the Tune trial that this run is: each step that has the wanted metric, with what came since the last one.
+
+    Raises UnknownMetric when the first step is without it.
+    """
+
+    wanted: ClassVar[Wanted] = Wanted()  # of this process: a trial has one to itself
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._reported = False
+        self._sent = self._newest()  # a resumed run's own, or what it took over: the search has it
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from ray import tune
 
-        tune.report({"step": step, **metrics})
+        metric = self.wanted.metric
+        self._since |= metrics
+        if metric and metric not in metrics:
+            if not self._reported:
+                raise UnknownMetric(
+                    f"metric must be one that the runs report, is {metric!r}; reported are {', '.join(sorted(metrics))}"
+                )
+            return
+        newest = self._newest()
+        new = newest if newest != self._sent else None
+        report, self._since = {**self._since, "step": step}, {}
+        self._reported, self._sent = True, newest
+        tune.report(report, checkpoint=tune.Checkpoint.from_directory(str(new)) if new else None)
 
     def close(self) -> None:
         """Tune closes the trial."""
+
+    def _newest(self) -> Path | None:
+        folder = self.wanted.checkpoints
+        return max(folder.glob("step-*"), default=None) if folder else None
 
 
 class WandbTracker:

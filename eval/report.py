@@ -9,12 +9,14 @@ import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from eval.report_charts import number
 from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
 from eval.report_replies import extreme_replies, progressions
+from eval.report_sft import supervised_page
 from eval.report_summary import caution, key_numbers, reward_change, step_rewards, summary
 from eval.run_directory import Run, flatten, read_run
 
@@ -42,14 +44,6 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """Return the page of `run`. Every text of the run is escaped; nothing in the page is fetched or executed."""
-    keys, torn = run.replies()
-    change = reward_change(step_rewards(run.metrics, keys))
-    unread = run.metrics.unreadable + run.warmup.unreadable
-    stories, extremes = progressions(run, keys), extreme_replies(run, keys)
-    shown = [reply for story in stories for _, reply in story.replies] + [
-        r for group in extremes for r in group.replies
-    ]
-    parts = [value for reply in shown for value in reply.parts.values() if math.isfinite(value)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -58,21 +52,38 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    return environment.get_template("report_page.html.j2").render(
+    template, own = ("report_sft", supervised_page(run)) if run.fine_tunes else ("report_page", ppo_page(run))
+    unread = run.metrics.unreadable + run.warmup.unreadable
+    return environment.get_template(f"{template}.html.j2").render(
         run=run,
         notice=NOTICE,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        summary=summary(run, change),
-        caution=caution(run, keys),
-        tiles=key_numbers(run, change, keys),
-        reward=reward_figure(run.metrics, change),
-        parts=part_figures(run.metrics),
-        training=training_figures(run),
         warmup=warmup_figures(run.warmup),
-        stories=stories,
-        extremes=extremes,
-        part_range=(min([0.0, *parts]), max([1.0, *parts])),
         tables=(("Settings", list(flatten(run.settings))), ("Provenance", list(flatten(run.provenance)))),
         numbers=[(name, run.metrics.series(name)[:, 1]) for name in run.metrics.names],
-        unreadable=(("log lines", unread), ("rollout files", torn)),
+        unreadable=(("log lines", unread), *own.pop("unreadable")),
+        **own,
     )
+
+
+def ppo_page(run: Run) -> dict[str, Any]:
+    """Return what `report_page.html.j2` tells of a PPO run."""
+    keys, torn = run.replies()
+    change = reward_change(step_rewards(run.metrics, keys))
+    stories, extremes = progressions(run, keys), extreme_replies(run, keys)
+    shown = [reply for story in stories for _, reply in story.replies] + [
+        r for group in extremes for r in group.replies
+    ]
+    parts = [value for reply in shown for value in reply.parts.values() if math.isfinite(value)]
+    return {
+        "summary": summary(run, change),
+        "caution": caution(run, keys),
+        "tiles": key_numbers(run, change, keys),
+        "reward": reward_figure(run.metrics, change),
+        "parts": part_figures(run.metrics),
+        "training": training_figures(run),
+        "stories": stories,
+        "extremes": extremes,
+        "part_range": (min([0.0, *parts]), max([1.0, *parts])),
+        "unreadable": (("rollout files", torn),),
+    }

@@ -43,7 +43,8 @@ class Panel:
     """One value axis. `label` carries the unit; the axis holds `include`; values outside `clip` are drawn at its edge.
 
     `stacked` draws the lines as bars on top of one another; `log` is a log10 axis (zeros drawn at 1e-9);
-    `rule` is a labelled level across the panel; `spans` are levels (first step, last step, value, text) over a stretch.
+    `rule` is a labelled level across the panel; `spans` are levels (first step, last step, value, text) over a stretch;
+    `marks` are points (step, value, text) to see first.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Panel:
     stacked: bool = False
     rule: tuple[float, str] | None = None
     spans: Sequence[tuple[float, float, float, str]] = ()
+    marks: Sequence[tuple[float, float, str]] = ()
 
 
 def number(value: float, *, signed: bool = False, places: int | None = None) -> str:
@@ -62,8 +64,8 @@ def number(value: float, *, signed: bool = False, places: int | None = None) -> 
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     size = abs(value)
-    if places is None and 0 < size < 1e-4:
-        text = f"{size:.1e}".replace("e-0", "e-").replace("-", MINUS)
+    if places is None and size and not 1e-4 <= size < 1e15:
+        text = f"{size:.1e}".replace("e-0", "e-").replace("e+", "e").replace("-", MINUS)
     else:
         digits = 2 if size < 0.01 else 3
         shown = min(3 if size >= 0.01 else 9, max(0, digits - 1 - math.floor(math.log10(size)))) if size else 0
@@ -162,6 +164,11 @@ def _panel(panel: Panel, x: Scale, top: float, left: float, right: float) -> Mar
         out.append(_line(x(first), y(value), x(last), y(value), "span"))
         start = x(first) < (left + right) / 2
         out.append(_text(x(first if start else last), y(value) - 7, text, "start" if start else "end", css="mark"))
+    for step, value, text in panel.marks:
+        out.append(_line(x(step), top, x(step), bottom, "axis"))
+        out.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3.6" fill="{}"/>').format(x(step), y(value), RED))
+        start = x(step) < (left + right) / 2
+        out.append(_text(x(step) + (6 if start else -6), top + 10, text, "start" if start else "end", css="mark"))
     if panel.rule:
         level, text = panel.rule
         out.append(_line(left, y(level), right, y(level), "rule"))

@@ -127,7 +127,7 @@ def part_figures(log: Log) -> list[Figure]:
 def training_figures(run: Run) -> list[Figure]:
     """The curves that tell whether training is healthy; those without data are left out."""
     log = run.metrics
-    figures = [figure for title, caption, curves in PAIRS for figure in _pair(log, title, caption, curves)]
+    figures = [figure for title, caption, curves in PAIRS for figure in curve_pair(log, title, caption, curves)]
     return figures + gap_figure(log, gap_tolerance(run)) + time_figure(log) + safety_figure(log)
 
 
@@ -230,7 +230,7 @@ def thin(series: NDArray[np.float64], *, worst: bool = False) -> NDArray[np.floa
     return thinned
 
 
-def _pair(log: Log, title: str, caption: str, curves: Sequence[Curve]) -> list[Figure]:
+def curve_pair(log: Log, title: str, caption: str, curves: Sequence[Curve]) -> list[Figure]:
     panels = []
     for curve, height in zip(curves, (110, 64), strict=True):
         if len(points := thin(log.series(curve.metric)) * [1, curve.scale]):

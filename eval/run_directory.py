@@ -1,6 +1,7 @@
 """Read-only view of a run directory: what a run wrote, at whatever point it is now.
 
-    runs/NAME/ settings.json provenance.json status.json metrics.jsonl warmup.jsonl rollouts/step-000050.parquet
+    runs/NAME/ settings.json provenance.json status.json metrics.jsonl model/warmup.jsonl
+               rollouts/step-000050.parquet (PPO)  replies/step-000050.parquet sequences/train.parquet (fine-tuning)
 
 Any of these may be missing, and a run that is going on, or was killed, may have left its last line half written.
 """
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 PART = "part/"  # prefix of the reward parts' columns
+SAMPLE = ("prompt_id", "history", "reply", "reference")
 
 
 class RunState(enum.StrEnum):
@@ -81,6 +83,17 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What the policy of a fine-tuning run said to one held-out prompt at a validation, and the corpus's own reply."""
+
+    step: int
+    prompt_id: str
+    history: str
+    reply: str
+    reference: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A run directory as read. `state` and `message` are the run's own words of how it ended."""
 
@@ -96,6 +109,28 @@ class Run:
     def name(self) -> str:
         """The name in the settings, or the directory's."""
         return str(self.settings.get("name") or self.path.resolve().name)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether this is a supervised run: by its settings, or by its metrics where there are none."""
+        return bool(self.settings["job"] == "sft" if "job" in self.settings else "train/loss" in self.metrics.names)
+
+    def samples(self) -> tuple[dict[int, list[Sample]], int]:
+        """Return the sampled replies of each validation of a fine-tuning run, and how many files were unreadable."""
+        found: dict[int, list[Sample]] = {}
+        unreadable = 0
+        for step in (int(row["step"]) for row in self.metrics.rows):
+            path = self.path / "replies" / f"step-{step:06d}.parquet"
+            if not path.exists():
+                continue
+            try:
+                rows = pq.read_table(path, columns=list(SAMPLE)).to_pylist()
+            except pa.ArrowInvalid:
+                unreadable += 1
+                continue
+            if rows:
+                found[step] = [Sample(step, **{name: row[name] or "" for name in SAMPLE}) for row in rows]
+        return found, unreadable
 
     def replies(self) -> tuple[list[ReplyKey], int]:
         """Return the keys of all replies of logged steps, in order, and how many rollout files were unreadable.
@@ -151,7 +186,7 @@ def read_run(path: Path) -> Run:
         state=RunState(state),
         message=str(status.get("message") or ""),
         metrics=read_log(path / "metrics.jsonl"),
-        warmup=read_log(path / "warmup.jsonl"),
+        warmup=read_log(path / "model" / "warmup.jsonl"),
     )
 
 

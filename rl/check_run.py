@@ -18,22 +18,36 @@ from rl.config import PpoRecipe, TrackingConfig
 from rl.footprint import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.ppo import claims, has_gpus
 from rl.records import check_resume
+from rl.sft import claims as sft_claims
+from rl.sft import known_acts
+from rl.sft_config import SftRecipe
 from rollout.config import CorpusConfig
 from rollout.corpora import Corpus, load
+from rollout.fields import check_fields
 from rollout.weight_stream import CHUNK_BYTES
 
 
-def look(recipe: PpoRecipe, names: Sequence[str]) -> Iterator[Finding]:
+def look(recipe: PpoRecipe | SftRecipe, names: Sequence[str]) -> Iterator[Finding]:
     """Every finding that needs the packages; `names` are those whose versions must be the same on every node."""
     yield from trackers(recipe.tracking)
     writable = yield from run_directory(recipe)
-    yield from encoder(recipe.rewards)
+    if isinstance(recipe, PpoRecipe):
+        yield from encoder(recipe.rewards)
     corpus = yield from dialogues(recipe.corpus)
     model = None if corpus is None else (yield from policy(recipe, corpus))
     if corpus is not None and model is not None:
-        yield prompts(recipe, corpus, model.tokenizer)
+        yield prompts(recipe, corpus, model.tokenizer) if isinstance(recipe, PpoRecipe) else labels(recipe, corpus)
         yield disk(recipe.directory, disk_bytes(recipe, model.counts))
     yield from the_cluster(recipe, names, model, writable=writable)
+
+
+def labels(recipe: SftRecipe, corpus: Corpus) -> Finding:
+    """Whether the corpus has the labels that the input fields need."""
+    try:
+        check_fields(recipe.fields, corpus.splits, known_acts(recipe.corpus))
+    except ValueError as error:
+        return missing("fields", str(error))
+    return ok("fields", f"pairs {recipe.data.pairs}; " + ", ".join(f"{k} {v}" for k, v in vars(recipe.fields).items()))
 
 
 def trackers(config: TrackingConfig) -> Iterator[Finding]:
@@ -47,7 +61,7 @@ def trackers(config: TrackingConfig) -> Iterator[Finding]:
         yield missing("tracking", f"{name} not installed", f"pip install {name}, or leave it out of [tracking]")
 
 
-def run_directory(recipe: PpoRecipe) -> Generator[Finding, None, bool]:
+def run_directory(recipe: PpoRecipe | SftRecipe) -> Generator[Finding, None, bool]:
     """Whether the run directory can be written, is nobody's now, and holds no run that the recipe cannot continue."""
     directory = recipe.directory
     lock = directory / ".lock"
@@ -93,21 +107,26 @@ def dialogues(config: CorpusConfig) -> Generator[Finding, None, Corpus | None]:
     return corpus
 
 
-def the_cluster(recipe: PpoRecipe, names: Sequence[str], model: Model | None, *, writable: bool) -> Iterator[Finding]:
+def the_cluster(
+    recipe: PpoRecipe | SftRecipe, names: Sequence[str], model: Model | None, *, writable: bool
+) -> Iterator[Finding]:
     """The cluster that the run would use: its room, its nodes, their memory, and the vLLM for its kind of device."""
     with joined() as connection:
         yield connection
         if connection.verdict is Verdict.MISSING:
             return
         on_gpu = has_gpus()
-        yield room(claims(recipe))
-        yield vllm_build(on_gpu=on_gpu)
+        yield room(claims(recipe) if isinstance(recipe, PpoRecipe) else sft_claims(recipe))
+        if isinstance(recipe, PpoRecipe):
+            yield vllm_build(on_gpu=on_gpu)
         with _marker(recipe, writable) as paths:
             if model is not None and model.folder is not None and Path(recipe.model.path).is_dir():
                 paths[f"the model {model.folder}"] = str(model.folder)
             reports = yield from nodes(names, paths, on_gpu=on_gpu)
         if model is not None:
             yield memory(recipe, model.counts, reports, on_gpu=on_gpu)
+        if not isinstance(recipe, PpoRecipe):
+            return
         if on_gpu:
             yield warn("collectives", "not tried", "the run's first publish tries NCCL between learner and engines")
     transfer = recipe.rollout.weight_transfer
@@ -116,7 +135,7 @@ def the_cluster(recipe: PpoRecipe, names: Sequence[str], model: Model | None, *,
 
 
 @contextlib.contextmanager
-def _marker(recipe: PpoRecipe, writable: bool) -> Iterator[dict[str, str]]:
+def _marker(recipe: PpoRecipe | SftRecipe, writable: bool) -> Iterator[dict[str, str]]:
     if not writable:
         yield {}
         return
@@ -124,15 +143,18 @@ def _marker(recipe: PpoRecipe, writable: bool) -> Iterator[dict[str, str]]:
         yield {f"the run directory's disk ({recipe.runs})": file.name}
 
 
-def memory(recipe: PpoRecipe, counts: Counts, reports: Sequence[NodeReport], *, on_gpu: bool) -> Finding:
+def memory(recipe: PpoRecipe | SftRecipe, counts: Counts, reports: Sequence[NodeReport], *, on_gpu: bool) -> Finding:
     """Whether the estimate of what the run holds in memory fits; an estimate can only warn."""
-    remedy = "raise learner.zero_stage, learner.ranks or rollout.tensor_parallel, use LoRA, or take a smaller model"
+    remedy = "raise learner.zero_stage or learner.ranks (rollout.tensor_parallel for engines), use LoRA, or take a smaller model"
     if not on_gpu:
         needed, there = cpu_bytes(recipe, counts), cluster_memory()
         text = f"a run takes about {size(needed)}, Ray found {size(there)}"
         return ok("memory", text) if needed <= there else warn("memory", text, remedy)
-    rank, engine = rank_bytes(recipe, counts), engine_bytes(recipe, counts)
+    rank = rank_bytes(recipe, counts)
     smallest = min((count for report in reports for count in report.gpu_bytes), default=0)
-    text = f"a learner rank takes {size(rank)}, an engine {size(engine)} and its cache, a GPU has {size(smallest)}"
-    fits = rank <= smallest and engine <= smallest * recipe.rollout.memory_utilization
+    text, fits = f"a learner rank takes {size(rank)}, a GPU has {size(smallest)}", rank <= smallest
+    if isinstance(recipe, PpoRecipe):
+        engine = engine_bytes(recipe, counts)
+        text += f", an engine takes {size(engine)} and its cache"
+        fits = fits and engine <= smallest * recipe.rollout.memory_utilization
     return ok("memory", text) if fits else warn("memory", text, remedy)

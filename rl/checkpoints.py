@@ -45,23 +45,24 @@ class UnwrittenCheckpoint(OSError):
 class Checkpoints:
     """`DIRECTORY/step-000050/`: the run after 50 steps. Keeps the newest `keep` and the best.
 
-    `state.json` holds the prompt stream, the reward's statistics and the learner's counters, `learner/` its weights and
-    optimizer, `policy/` a model that transformers and vLLM load, `manifest.json` the sha256 of each file.
+    `state.json` holds the learner's counters and the state of every other part of the run by its name (the prompt stream,
+    the reward's statistics), `learner/` weights and optimizer, `policy/` a model that transformers and vLLM load,
+    `manifest.json` the sha256 of each file.
     """
 
     def __init__(self, directory: Path, *, every: int, keep: int, steps: int) -> None:
         self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
-        self._rewards: list[float] = []
+        self._scores: list[float] = []
 
     def due(self, step: int) -> bool:
         """Whether the run saves after this step (counted from 0): every `every` steps, and at the end."""
         return (step + 1) % self._every == 0 or step + 1 == self._steps
 
-    def note(self, reward: float) -> None:
-        """A step's mean reward: what "best" is judged by, averaged since the last checkpoint."""
-        self._rewards.append(reward)
+    def note(self, score: float) -> None:
+        """What "best" is judged by (a step's mean reward, a validation's negative loss), averaged since the last checkpoint."""
+        self._scores.append(score)
 
-    def save(self, step: int, learner: SavesLearner, prompts: Stateful, reward: Stateful) -> Path:
+    def save(self, step: int, learner: SavesLearner, **parts: Stateful) -> Path:
         """Save the run after `step`. All or nothing: a full disk or a kill leaves the checkpoints that were there."""
         final = self._directory / f"step-{step + 1:06d}"
         partial = self._directory / f".{final.name}.partial"
@@ -70,10 +71,9 @@ class Checkpoints:
         try:
             state = {
                 "step": step + 1,
-                "mean_reward": sum(self._rewards) / max(len(self._rewards), 1),
+                "score": sum(self._scores) / max(len(self._scores), 1),
                 "learner": learner.save(partial.resolve()),
-                "prompts": prompts.state_dict(),
-                "reward": reward.state_dict(),
+                **{name: part.state_dict() for name, part in parts.items()},
             }
             (partial / STATE).write_text(json.dumps(state, indent=1))
             files = sorted(p for p in partial.rglob("*") if p.is_file())
@@ -97,11 +97,11 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(self._directory)
-        self._rewards = []
+        self._scores = []
         self._prune()
         return final
 
-    def restore(self, learner: SavesLearner, prompts: Stateful, reward: Stateful) -> int:
+    def restore(self, learner: SavesLearner, **parts: Stateful) -> int:
         """Bring everything to the newest sound checkpoint; the next step's number, 0 when there is none.
 
         A damaged checkpoint is said, and the one before is used.
@@ -118,8 +118,8 @@ class Checkpoints:
                 damaged = True
                 continue
             learner.restore(folder.resolve(), state["learner"])
-            prompts.load_state_dict(state["prompts"])
-            reward.load_state_dict(state["reward"])
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
             return int(state["step"])
         if damaged:
             raise DamagedCheckpoint(
@@ -133,8 +133,8 @@ class Checkpoints:
         return sorted(self._directory.glob("step-*"))
 
     def best(self) -> Path | None:
-        """The checkpoint with the highest mean reward since the one before it."""
-        scored = [(json.loads((f / STATE).read_text())["mean_reward"], f) for f in self.folders() if _readable(f)]
+        """The checkpoint with the highest score since the one before it."""
+        scored = [(json.loads((f / STATE).read_text())["score"], f) for f in self.folders() if _readable(f)]
         return max(scored, default=(0.0, None), key=lambda pair: pair[0])[1]
 
     def _prune(self) -> None:
@@ -164,7 +164,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 def _readable(folder: Path) -> bool:
     try:
-        return "mean_reward" in json.loads((folder / STATE).read_text())
+        return "score" in json.loads((folder / STATE).read_text())
     except (OSError, ValueError):
         return False
 

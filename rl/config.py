@@ -1,4 +1,4 @@
-"""The settings of a PPO run: the sections of the other layers, and the algorithm's own. Stdlib only."""
+"""The settings of a PPO run: the sections of the other layers, and the algorithm's own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cluster.settings import require_at_least
 from rewards.config import RewardsConfig
 from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
@@ -22,8 +23,7 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"model.lora.rank must be at least 1, is {self.rank}; 16 is usual")
+        require_at_least(1, "model.lora.", self, "rank")
         if not self.targets:
             raise ValueError("model.lora.targets must name at least one module, is empty; q_proj v_proj are usual")
 
@@ -45,31 +45,28 @@ class TinyConfig:
     warmup_lr: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden",
-            "layers",
-            "heads",
-            "experts",
-            "experts_per_token",
-            "context",
-            "warmup_steps",
-            "warmup_batch",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.tiny.{name} must be at least 1, is {getattr(self, name)}")
+        sizes = ("hidden", "layers", "heads", "experts", "experts_per_token", "context", "warmup_batch")
+        require_at_least(1, "model.tiny.", self, *sizes)
+        require_at_least(0, "model.tiny.", self, "warmup_steps")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The policy to train. `path` is a local folder, else a hub id; "" builds `tiny` and warms it up on the corpus."""
+class PretrainedConfig:
+    """The model to start from. `path` is a local folder, else a hub id; "" builds `tiny` and warms it up on the corpus."""
 
     path: str = ""
     revision: str = ""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    tuning: Literal["full", "lora"] = "lora"
     gradient_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig(PretrainedConfig):
+    """The policy to train."""
+
+    tuning: Literal["full", "lora"] = "lora"
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ class LearnerConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("ranks", "micro_batch", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"learner.{name} must be at least 1, is {getattr(self, name)}")
+        require_at_least(1, "learner.", self, "ranks", "micro_batch", "threads")
 
 
 @dataclass(frozen=True)
@@ -125,19 +120,14 @@ class PpoConfig:
     kl_stop: float | None = None  # ends a step's epochs when KL(old || new) per token exceeds it
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name} must be at least 1, is {getattr(self, name)}")
+        require_at_least(1, "ppo.", self, "epochs", "minibatches", "kl_horizon")
+        require_at_least(0, "ppo.", self, "lr_warmup")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo.{name} must lie in [0, 1], is {getattr(self, name)}")
         for name in ("policy_lr", "critic_lr", "clip_low", "clip_high", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ppo.{name} must be above 0, is {getattr(self, name)}")
-        if self.kl_horizon < 1:
-            raise ValueError(f"ppo.kl_horizon must be at least 1 reply, is {self.kl_horizon}")
-        if self.lr_warmup < 0:
-            raise ValueError(f"ppo.lr_warmup must be 0 updates or more, is {self.lr_warmup}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"ppo.dual_clip must be above 1, is {self.dual_clip}; 3 is usual, None turns it off")
 
@@ -166,9 +156,7 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} must be at least 1, is {getattr(self, name)}")
+        require_at_least(1, "checkpoint.", self, "every", "keep")
 
 
 @dataclass(frozen=True)
@@ -180,10 +168,17 @@ class TrackingConfig:
     mlflow_experiment: str = ""
 
 
+def require_run_name(name: str) -> None:
+    """Raise ValueError when a run of this name would not be one visible folder."""
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"name must be a folder's name without '/' and not begin with '.', is {name!r}")
+
+
 @dataclass(frozen=True)
 class PpoRecipe:
     """A whole PPO run."""
 
+    job: Literal["ppo"] = "ppo"
     name: str = "run"
     runs: str = "runs"
     seed: int = 0
@@ -211,10 +206,8 @@ class PpoRecipe:
         return Path(self.runs) / self.name
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a folder's name without '/' and not begin with '.', is {self.name!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, is {self.steps}")
+        require_run_name(self.name)
+        require_at_least(1, "", self, "steps")
         rows, parts = self.replies_per_step, self.ppo.minibatches * self.learner.ranks
         if rows % parts:
             raise ValueError(

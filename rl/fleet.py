@@ -14,7 +14,8 @@ from cluster.placement import Placement
 from cluster.workers import WorkerGroup
 from rl.batch import Batch, Experience, UpdateReport
 from rl.config import PpoRecipe
-from rl.learner import NonFiniteLoss, PpoLearner
+from rl.endings import NonFiniteLoss
+from rl.learner import PpoLearner
 from rollout.fleet import EngineLost, RolloutFleet
 
 FLEET = "learner"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rl.config import PpoRecipe
+from rl.sft_config import SftRecipe
 
 BYTES = {"float32": 4, "bfloat16": 2}
 ADAM_BYTES = 12  # per trained parameter: DeepSpeed's float32 master weight and AdamW's two moments
@@ -20,21 +21,22 @@ class Counts(NamedTuple):
     trained: int
 
 
-def policy_bytes(recipe: PpoRecipe, counts: Counts) -> int:
+def policy_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
     """The policy's weights once."""
     return counts.policy * BYTES[recipe.model.dtype]
 
 
-def disk_bytes(recipe: PpoRecipe, counts: Counts) -> int:
+def disk_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
     """The most that checkpoints take at once: those that are kept, the best one, and the one that is being written.
 
     Each holds the exported policy, and what is trained with its optimizer states.
     """
     trained = counts.trained * (BYTES[recipe.model.dtype] + ADAM_BYTES)
-    return (recipe.checkpoint.keep + 2) * (policy_bytes(recipe, counts) + trained)
+    keep = recipe.keep if isinstance(recipe, SftRecipe) else recipe.checkpoint.keep
+    return (keep + 2) * (policy_bytes(recipe, counts) + trained)
 
 
-def rank_bytes(recipe: PpoRecipe, counts: Counts) -> int:
+def rank_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
     """What a learner rank keeps on its device, without activations: weights, gradients and optimizer states, each whole
     or its share, as the ZeRO stage says."""
     width, learner = BYTES[recipe.model.dtype], recipe.learner
@@ -49,8 +51,10 @@ def engine_bytes(recipe: PpoRecipe, counts: Counts) -> int:
     return policy_bytes(recipe, counts) // recipe.rollout.tensor_parallel
 
 
-def cpu_bytes(recipe: PpoRecipe, counts: Counts) -> int:
+def cpu_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
     """All processes of a run on nodes without GPUs."""
+    if isinstance(recipe, SftRecipe):
+        return recipe.learner.ranks * (rank_bytes(recipe, counts) + PROCESS_BYTES)
     engines, ranks = recipe.rollout.engines, recipe.learner.ranks
     cache = int(recipe.rollout.kv_cache_gb * 2**30)
     tensors = ranks * rank_bytes(recipe, counts) + engines * (policy_bytes(recipe, counts) + cache)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cluster.model_files import model_files
 from rewards.similarity import encoder_source
-from rl.config import PpoRecipe, TinyConfig
+from rl.config import PpoRecipe, PretrainedConfig, TinyConfig
+from rl.sft_config import SftModelConfig, SftRecipe
 from rl.tiny import make_tiny_model
-from rollout.chat import Chat, PromptTooLong
+from rl.tuning import TunedPolicy
+from rollout.chat import Chat
 from rollout.corpora import Corpus
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
-from rollout.tokenizer import train_tokenizer
+from rollout.tokenizer import load_tokenizer, train_tokenizer
+
+Recipe = TypeVar("Recipe", bound=PpoRecipe | SftRecipe)
 
 
 def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
@@ -25,13 +31,10 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
     """
     if "similarity" in recipe.rewards.weights:
         _check_files("rewards.similarity.encoder", encoder_source(recipe.rewards.similarity.encoder))
-    tokenizer = _tokenizer(recipe) if recipe.model.path else train_tokenizer(corpus.train, recipe.model.tiny.vocabulary)
+    tokenizer = tokenizer_of(recipe.model, corpus, "rollout.max_model_len", recipe.rollout.max_model_len)
     limit, least = recipe.prompts.max_context_tokens, recipe.prompts.min_reference_words
     chat = Chat(tokenizer, system=recipe.prompts.system)
-    try:
-        fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)
-    except PromptTooLong as error:
-        raise ValueError(f"prompts.fixed: {error}") from error
+    fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)
     crisis = crisis_prompts(chat, max_tokens=limit)
     by_dialogue = (build_prompts([d], chat, max_tokens=limit, min_reference_words=least) for d in corpus.train)
     some = next(filter(None, by_dialogue), [])
@@ -40,7 +43,7 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
         _check_lessons(recipe.model.tiny, corpus, chat)
 
 
-def with_model(recipe: PpoRecipe, corpus: Corpus, directory: Path) -> PpoRecipe:
+def with_model(recipe: Recipe, corpus: Corpus, directory: Path) -> Recipe:
     """The recipe with a model to load: its own, or the tiny one, built in the run directory. Folders become absolute.
 
     Raises FileNotFoundError when `model.path` looks like a folder and is none.
@@ -57,14 +60,21 @@ def with_model(recipe: PpoRecipe, corpus: Corpus, directory: Path) -> PpoRecipe:
             threads=os.cpu_count() or 1,
             say=lambda line: print(line, end="", flush=True),
         )
-    return recipe if folder is None else replace(recipe, model=replace(recipe.model, path=str(folder.resolve())))
+    if folder is None:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, path=str(folder.resolve())))  # type: ignore[arg-type]
 
 
-def _tokenizer(recipe: PpoRecipe) -> PreTrainedTokenizerBase:
-    path, wanted = recipe.model.path, recipe.rollout.max_model_len
+def tokenizer_of(model: PretrainedConfig, corpus: Corpus, knob: str, wanted: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that the model has, or will be built with. Raises ValueError when the model cannot be loaded, or reads
+    less than the `wanted` tokens of setting `knob`."""
+    if not model.path:
+        return train_tokenizer(corpus.train, model.tiny.vocabulary)
+    path, revision = model.path, model.revision
     source = _check_files("model.path", path) or path
     try:
-        config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, revision=revision or None)
+        tokenizer = load_tokenizer(str(source), revision)
     except (OSError, ValueError) as error:  # transformers raises either
         raise ValueError(
             f"model.path {path!r} must be a folder that transformers loads or a hub id, and cannot be loaded ({error}); "
@@ -72,10 +82,17 @@ def _tokenizer(recipe: PpoRecipe) -> PreTrainedTokenizerBase:
         ) from error
     if hasattr(config, "max_position_embeddings") and wanted > config.max_position_embeddings:
         raise ValueError(
-            f"rollout.max_model_len = {wanted} must not exceed the {config.max_position_embeddings} tokens that "
-            f"model.path {path!r} reads; lower it and prompts.max_context_tokens"
+            f"{knob} = {wanted} must not exceed the {config.max_position_embeddings} tokens that model.path {path!r} reads; "
+            "lower it"
         )
     return tokenizer
+
+
+def check_tuning(model: SftModelConfig) -> None:
+    """Raise ValueError when the model has nothing that its tuning could train. Reads no weights."""
+    config = AutoConfig.from_pretrained(model.path, revision=model.revision or None)
+    with torch.device("meta"):
+        TunedPolicy(model, lambda: AutoModelForCausalLM.from_config(config))
 
 
 def _check_lessons(tiny: TinyConfig, corpus: Corpus, chat: Chat) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from cluster.device import current_device, peak_memory_bytes
 from rl.advantages import (
@@ -24,18 +23,16 @@ from rl.advantages import (
 )
 from rl.batch import Batch, Experience, UpdateReport, by_length
 from rl.config import PpoRecipe
+from rl.endings import NonFiniteLoss
 from rl.export import export_policy
 from rl.losses import entropy_bonus, importance_weights, load_balancing_loss, policy_loss, value_loss
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.zero import PolicyStream, ZeroEngine
+from rollout.tokenizer import load_tokenizer
 from rollout.weight_stream import EngineSyncClient, SharedMemorySender
 
 _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/balance_loss",
             "value/loss", "value/clip_fraction")  # fmt: skip
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite: the run has diverged. Raised on every rank, before the update."""
 
 
 class PpoLearner:
@@ -289,7 +286,7 @@ class PpoLearner:
         whole = PolicyStream(self._zero, self._zero.engine.module.policy, only_trained=False)
         export_policy(whole, self._zero.engine.module.policy.config, folder / "policy", write=self._zero.rank == 0)
         if self._zero.rank == 0:
-            AutoTokenizer.from_pretrained(self._recipe.model.path).save_pretrained(folder / "policy")
+            load_tokenizer(self._recipe.model.path, self._recipe.model.revision).save_pretrained(folder / "policy")
         return {"kl_coef": self._kl.coef, "updates": self._updates}
 
     def restore(self, folder: Path, state: Mapping[str, float]) -> None:

@@ -51,7 +51,7 @@ def train(
     `sampling.seed` is the run's; every step derives its own. `record` keeps each step's rollouts; `trackers` opens the
     trackers, told the first step.
     """
-    first_step = checkpoints.restore(learner, prompts, reward)
+    first_step = checkpoints.restore(learner, prompts=prompts, reward=reward)
     tracker = trackers(first_step)
     published = learner.publish(engine)
     clock.lap()
@@ -72,7 +72,7 @@ def train(
         checkpoints.note(sum(s.score.value for s in scored) / len(scored))
         if checkpoints.due(step):
             with clock("save"):
-                checkpoints.save(step, learner, prompts, reward)
+                checkpoints.save(step, learner, prompts=prompts, reward=reward)
     tracker.close()
 
 

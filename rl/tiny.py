@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from rl.config import TinyConfig
 from rollout.chat import Chat, Example, merged
@@ -109,6 +110,7 @@ def make_tiny_model(
             if "valid/loss" in row:
                 say(f"  warm-up {row['step']}/{config.warmup_steps}  loss {row['loss']:.3f}  "
                     f"valid perplexity {row['valid/perplexity']:.1f}  {row['tokens_per_s']:.0f} tokens/s\n")  # fmt: skip
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(partial)
     chat.tokenizer.save_pretrained(partial)
     (partial / "made_of.json").write_text(stamp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import deepspeed
 import torch
 import torch.distributed
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.pytorch_utils import Conv1D
 
 from cluster.device import Device
-from rl.config import LearnerConfig, ModelConfig
+from rl.config import LearnerConfig, PretrainedConfig
 from rl.policy import Role
 from rollout.weight_stream import TensorSpec, WeightGroup
 
 _LAYER = re.compile(r"^(.*?\.(?:layers|h)\.\d+)\.([^.]+)\.")
+_ADAPTER = re.compile(r"\.(?:lora_[AB]|ia3_l)\.")
 
 
 class ZeroEngine:
@@ -37,7 +42,7 @@ class ZeroEngine:
         build: Callable[[Callable[[], PreTrainedModel]], nn.Module],
         groups: Callable[[Any], Mapping[str, Sequence[nn.Parameter]]],
         *,
-        model: ModelConfig,
+        model: PretrainedConfig,
         config: LearnerConfig,
         device: Device,
         accumulation: int,
@@ -45,10 +50,9 @@ class ZeroEngine:
         weight_decay: float,
         max_grad_norm: float,
     ) -> None:
-        if not torch.distributed.is_initialized():
-            # its shared-memory all-reduce for CPUs is compiled at first use: half a minute, and no run without a compiler
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
+        # its shared-memory all-reduce for CPUs is compiled at first use: half a minute, and no run without a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = device.torch
         settings = _deepspeed_settings(model, config, device, accumulation, max_grad_norm)
@@ -87,6 +91,10 @@ class ZeroEngine:
     def grad_norm(self) -> float:
         """Global gradient norm of the last update, before clipping."""
         return float(self._grad_norm if self._stage == 0 else self.engine.get_global_grad_norm())
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        """Within it every rank holds `parameters` whole, to read. A collective."""
+        return _gathered(parameters)
 
     def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
         """Sum, or maximum, over ranks; returns a new tensor."""
@@ -129,7 +137,7 @@ class PolicyStream:
         for key in groups:
             self._layers.setdefault(key.rpartition("/")[0] or key, []).append(key)
         self._groups = groups
-        self._lora = {name: m for name, m in policy.named_modules() if isinstance(m, LoraLayer)}
+        self._adapted = {name: m for name, m in policy.named_modules() if isinstance(m, BaseTunerLayer)}
         self._ties_head = bool(policy.config.tie_word_embeddings)
 
     def specs(self) -> list[TensorSpec]:
@@ -147,8 +155,7 @@ class PolicyStream:
     def __iter__(self) -> Iterator[WeightGroup]:
         for keys in self._layers.values():
             held = [parameter for key in keys for parameter in self._groups[key].values()]
-            sharded = [p for p in held if hasattr(p, "ds_status") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
-            with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            with torch.no_grad(), _gathered(held):
                 for key in keys:
                     tensors = {name: parameter.detach() for name, parameter in self._groups[key].items()}
                     yield WeightGroup(key.replace("/", "."), tuple(self._published(tensors)))
@@ -156,13 +163,12 @@ class PolicyStream:
     def _published(self, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         merged: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if ".lora_" in name:
+            if _ADAPTER.search(name):
                 continue
             if ".base_layer." in name:
                 module, _, leaf = name.partition(".base_layer.")
                 name = f"{module}.{leaf}"
-                if leaf == "weight":
-                    tensor = _merge(tensor, self._lora[module], tensors, module)
+                tensor = _merge(tensor, leaf, self._adapted[module], tensors, module)
             merged[name] = tensor
         published = list(revert_weight_conversion(self._policy, merged).items())
         if self._ties_head:  # on CPU vLLM packs a tied head by itself and would keep the old one
@@ -171,24 +177,52 @@ class PolicyStream:
         return published
 
 
-def _merge(weight: Tensor, layer: LoraLayer, tensors: Mapping[str, Tensor], module: str) -> Tensor:
+def _merge(tensor: Tensor, leaf: str, layer: BaseTunerLayer, tensors: Mapping[str, Tensor], module: str) -> Tensor:
+    """The `leaf` (weight or bias) of an adapted layer with the policy's adapter in it: what PEFT's own merge would give."""
     role = Role.POLICY.value
+    transposed = isinstance(layer.get_base_layer(), Conv1D)
+    if isinstance(layer, IA3Layer):
+        scale = tensors[f"{module}.ia3_l.{role}"].float()  # [O, 1], or [1, I] where inputs are scaled
+        if leaf == "bias":
+            return tensor if layer.is_feedforward else (tensor.float() * scale.flatten()).to(tensor.dtype)
+        return (tensor.float() * (scale.T if transposed else scale)).to(tensor.dtype)
+    assert isinstance(layer, LoraLayer)
+    if leaf == "bias":
+        return tensor
     a_RI, b_OR = tensors[f"{module}.lora_A.{role}.weight"], tensors[f"{module}.lora_B.{role}.weight"]
     delta_OI = (b_OR.float() @ a_RI.float()) * layer.scaling[role]
-    delta = delta_OI.T if getattr(layer, "fan_in_fan_out", False) else delta_OI
-    return (weight.float() + delta).to(weight.dtype)
+    return (tensor.float() + (delta_OI.T if transposed else delta_OI)).to(tensor.dtype)
 
 
 def _group_of(name: str) -> str:
     match = _LAYER.match(name)
-    return f"{match[1]}/{match[2]}" if match else name
+    return f"{match[1]}/{match[2]}" if match else re.split(rf"\.base_layer\.|{_ADAPTER.pattern}", name)[0]
+
+
+def _gathered(parameters: Sequence[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[None]:
+    sharded = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(parameter.ds_shape) if hasattr(parameter, "ds_shape") else tuple(parameter.shape)
 
 
-def load_model(config: ModelConfig, device: Device | None) -> PreTrainedModel:
+def add_label_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Mapping[int, str]) -> None:
+    """Give `model` a row for each token of `tokenizer`; a new token begins as the mean of its label's `words` (by id).
+
+    Where the embedding is frozen, labels differ by what their words mean, instead of by noise.
+    """
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        with torch.no_grad(), _gathered([layer.weight], modifier_rank=0):
+            for token, text in words.items():
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                layer.weight[token] = layer.weight[ids].mean(0)
+
+
+def load_model(config: PretrainedConfig, device: Device | None) -> PreTrainedModel:
     """The pretrained causal LM of `config`, on `device` (None: DeepSpeed places its shards)."""
     model = AutoModelForCausalLM.from_pretrained(
         config.path, revision=config.revision or None, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
@@ -197,7 +231,7 @@ def load_model(config: ModelConfig, device: Device | None) -> PreTrainedModel:
 
 
 def _deepspeed_settings(
-    model: ModelConfig, config: LearnerConfig, device: Device, accumulation: int, max_grad_norm: float
+    model: PretrainedConfig, config: LearnerConfig, device: Device, accumulation: int, max_grad_norm: float
 ) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:

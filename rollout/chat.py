@@ -19,11 +19,14 @@ import copy
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
+from rollout.config import FieldsConfig
+from rollout.fields import Fields, annotated, install_fields, saved_fields
 from rollout.types import Dialogue, Speaker, Turn
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ PLAIN_TEMPLATE = (
 ROLES = {Speaker.CLIENT: "user", Speaker.THERAPIST: "assistant"}
 OPENING = "Hello."
 PROBE = "probe"
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class PromptTooLong(ValueError):
@@ -68,15 +72,20 @@ def merged(turns: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 class Chat:
-    """Renders dialogues for one tokenizer.
+    """Renders dialogues for one tokenizer, with the labels that `fields` asks for (None: those that the tokenizer was
+    saved with).
 
     `tokenizer` is a copy of the one given, with the template in use installed: save this one beside a checkpoint.
     `end_ids` are the tokens that end a reply (stop tokens of generation); the first is the one that training shows.
     Raises `ValueError` for a template that trains and generates differently or ends a reply with no token of its own.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str = "") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, system: str = "", fields: FieldsConfig | None = None
+    ) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)
+        self.fields = Fields(saved_fields(tokenizer) if fields is None else fields)
+        install_fields(self.tokenizer, self.fields.config)
         if not self.tokenizer.chat_template:
             if not self.tokenizer.eos_token:
                 raise ValueError(
@@ -103,17 +112,29 @@ class Chat:
         eos = self.tokenizer.eos_token_id
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys([added[end[0]], *([] if eos is None else [int(eos)])]))
 
-    def prompt_ids(self, history: Sequence[Turn], max_tokens: int) -> tuple[int, ...]:
-        """The ids from which the therapist's reply to `history` is generated.
+    def prompt_ids(
+        self, history: Sequence[Turn], max_tokens: int, labels: Mapping[str, str] = NO_LABELS
+    ) -> tuple[int, ...]:
+        """The ids from which the therapist's reply to `history` is generated; `labels` are the reply's.
 
         While they are more than `max_tokens`, the oldest turns are dropped, up to the next client turn. Raises
         `PromptTooLong` when the last client turn (all that the client said since the therapist spoke) does not fit
         alone, `ValueError` when the history does not end with the client.
         """
         turns = merged(history)
+        _, ids = self._window(turns, labels, max_tokens)
+        if len(ids) > max_tokens:
+            raise PromptTooLong(
+                f"a prompt's last client turn must fit in {max_tokens} tokens, takes {len(ids)} with template and "
+                "system text; raise the limit (prompts.max_context_tokens) or shorten the system text"
+            )
+        return ids
+
+    def _window(self, turns: Sequence[Turn], labels: Mapping[str, str], max_tokens: int) -> tuple[int, tuple[int, ...]]:
+        """Where the longest history that fits begins (else the shortest that there is), and its ids."""
 
         def ids_from(start: int) -> tuple[int, ...]:
-            return self._encode(self._prompt(turns[start:]))
+            return self._encode(self._prompt(turns[start:]) + self._before_reply(labels)[0])
 
         starts = _starts(turns)
         # the turns' own lengths say nearly where to begin: one or two renderings settle it
@@ -125,54 +146,79 @@ class Chat:
             ids = ids_from(starts[guess])
         while len(ids) <= max_tokens and guess > 0 and len(longer := ids_from(starts[guess - 1])) <= max_tokens:
             guess, ids = guess - 1, longer
-        if len(ids) > max_tokens:
-            raise PromptTooLong(
-                f"a prompt's last client turn must fit in {max_tokens} tokens, takes {len(ids)} with template and "
-                "system text; raise the limit (prompts.max_context_tokens) or shorten the system text"
-            )
-        return ids
+        return starts[guess], ids
 
-    def example(self, history: Sequence[Turn], reply: str) -> Example:
-        """The prompt of the whole `history`, then the ids of `reply` and of its end token; the mask is on these."""
+    def example(self, history: Sequence[Turn], reply: str, labels: Mapping[str, str] = NO_LABELS) -> Example:
+        """The prompt of the whole `history`, then the ids of `reply` and of its end token; the mask is on these, and on
+        the `labels` of the reply that the policy predicts."""
         turns = merged(history)
         _starts(turns)
-        prompt, tail = self._prompt(turns), self._lead + self._clean(reply) + self._close
+        given, lead = self._before_reply(labels)
+        prompt = self._prompt(turns) + given
+        tail = lead + self.fields.predicted(labels) + self._clean(reply) + self._close
         prompt_ids, whole_ids = self._encode(prompt), self._encode(prompt + tail)
         # Read on from the prompt where the tokenizer does; where it would merge over the border, generation could not.
         same = whole_ids[: len(prompt_ids)] == prompt_ids
         reply_ids = whole_ids[len(prompt_ids) :] if same else self._encode(tail)
         return Example(prompt_ids + reply_ids, (False,) * len(prompt_ids) + (True,) * len(reply_ids))
 
-    def dialogue(self, dialogue: Dialogue, max_tokens: int) -> list[Example]:
+    def dialogue(self, dialogue: Dialogue, max_tokens: int, *, context_tokens: int = 0) -> list[Example]:
         """Sequences of at most `max_tokens` in which each of the dialogue's replies is trained exactly once.
 
         One sequence for the whole dialogue where it fits. Where it does not, the next sequence opens with as much of
-        the history as leaves it half full. A therapist's opening answers nobody and is context only. A reply that does
-        not fit behind its own client turn is cut, and left out (and logged) when no token of it fits. Templates that
-        render a turn differently once it is history get one sequence per reply.
+        the history as leaves it half full. A therapist's opening answers nobody and is context only. Where a reply and
+        its own client turn do not fit together, the client turn loses its beginning (down to half of the sequence), then
+        the reply its end. Templates that render a turn differently once it is history get one sequence per reply, and so
+        does a window of `context_tokens`: as many turns before each reply as fit in it (0: no such window).
         """
-        turns, start, examples = merged(dialogue.turns), 0, list[Example]()
+        turns, start, opened, examples = merged(annotated(dialogue)), 0, 0, list[Example]()
         replies = [index for index, turn in enumerate(turns) if index and turn.speaker is Speaker.THERAPIST]
         for index in replies:
-            grown = self.example(turns[start:index], turns[index].text)
+            reply = turns[index]
+            if context_tokens:
+                start, _ = self._window(turns[:index], reply.labels, context_tokens)
+            grown = self.example(turns[start:index], reply.text, reply.labels)
             if len(grown.token_ids) > max_tokens:
                 for later in _starts(turns[:index]):
                     if later > start and len(grown.token_ids) > max_tokens // 2:
                         start = later
-                        grown = self.example(turns[start:index], turns[index].text)
-                grown = Example(grown.token_ids[:max_tokens], grown.mask[:max_tokens])
+                        grown = self.example(turns[start:index], reply.text, reply.labels)
+                grown = self._cut(turns[start:index], reply, max_tokens)
             if not any(grown.mask):
                 log.warning("%s#%d: no token of the reply fits in %d tokens, left out", dialogue.id, index, max_tokens)
                 continue
             before = examples[-1] if examples else Example((), ())
-            if examples and grown.token_ids[: len(before.token_ids)] == before.token_ids:
+            if examples and start == opened and grown.token_ids[: len(before.token_ids)] == before.token_ids:
                 examples[-1] = Example(grown.token_ids, before.mask + grown.mask[len(before.mask) :])
             else:
                 examples.append(grown)
+            opened = start
         return examples
 
+    def _cut(self, turns: Sequence[Turn], reply: Turn, max_tokens: int) -> Example:
+        """`example`, cut to `max_tokens`: first the last client turn's beginning, then the reply's end."""
+        asked, whole = turns[-1], self.example(turns, reply.text, reply.labels)
+        said = self._encode(self._clean(asked.text))
+        while said and (over := min(len(whole.token_ids) - max_tokens, whole.mask.count(False) - max_tokens // 2)) > 0:
+            said = said[over:]
+            text = str(self.tokenizer.decode(said)).lstrip("\ufffd ")  # a letter that was cut in two
+            shorter = (*turns[:-1], Turn(asked.speaker, text or "...", asked.labels))
+            whole = self.example(shorter, reply.text, reply.labels)
+        return Example(whole.token_ids[:max_tokens], whole.mask[:max_tokens])
+
+    def _before_reply(self, labels: Mapping[str, str]) -> tuple[str, str]:
+        """What the generation prompt says of the reply, and what separates it from the reply."""
+        given = self.fields.given(labels)
+        if not given:
+            return "", self._lead
+        closed = given.rstrip(" ")
+        return self._lead + closed, given[len(closed) :]
+
     def _prompt(self, turns: Sequence[Turn]) -> str:
-        messages = [{"role": ROLES[turn.speaker], "content": self._clean(turn.text)} for turn in turns]
+        messages = [
+            {"role": ROLES[turn.speaker], "content": self.fields.of_turn(turn) + self._clean(turn.text)}
+            for turn in turns
+        ]
         if turns[0].speaker is Speaker.THERAPIST and not self._takes_opening:
             messages.insert(0, {"role": "user", "content": OPENING})
         if self._system and self._takes_system:
@@ -201,7 +247,7 @@ class Chat:
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _clean(self, text: str) -> str:
-        return self._special.sub(" ", text).strip()
+        return self.fields.unlabelled(self._special.sub(" ", text)).strip()
 
 
 def _starts(turns: Sequence[Turn]) -> list[int]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.settings import require_at_least
+
 
 @dataclass(frozen=True)
 class CorpusConfig:
     """Which dialogues to read, and how to split them.
 
-    `path` is a local file or folder ("" only for `sample`, which is shipped). The defaults of the other three are the
-    published ESConv split; corpora that come in split folders keep their own splits.
+    `path` is a local file or folder ("" only for `sample`, which is shipped); for `hub`, a folder that `datasets` loads,
+    else a hub id `OWNER/NAME[:CONFIG][@REVISION]`. `jsonl`, `parquet` and `hub` read one row schema, that of
+    `rollout/corpora/rows.py`. The defaults of the other three are the published ESConv split; corpora that come in
+    splits keep their own.
     """
 
-    format: Literal["sample", "esconv", "hope", "jsonl"] = "sample"
+    format: Literal["sample", "esconv", "hope", "jsonl", "parquet", "hub"] = "sample"
     path: str = ""
     split_seed: int = 13
     valid_share: float = 0.15
@@ -39,6 +43,20 @@ class CorpusConfig:
             )
 
 
+PairsName = Literal["turns", "v1_pairs", "v1_dialogue", "v2_cumulative", "next_utterance"]
+FieldMode = Literal["none", "given", "predicted"]
+
+
+@dataclass(frozen=True)
+class FieldsConfig:
+    """Which labels stand in the text (see `rollout.fields`), as special tokens or, for instruct models, as plain text."""
+
+    emotion: FieldMode = "none"
+    dialogue_act: FieldMode = "none"
+    strategy: FieldMode = "none"
+    style: Literal["tokens", "text"] = "tokens"
+
+
 @dataclass(frozen=True)
 class PromptsConfig:
     """What a training step asks the policy.
@@ -57,8 +75,8 @@ class PromptsConfig:
     system: str = ""
 
     def __post_init__(self) -> None:
-        if self.per_step < 1:
-            raise ValueError(f"prompts.per_step must be at least 1, is {self.per_step}; set a positive number")
+        require_at_least(1, "prompts.", self, "per_step", "max_context_tokens")
+        require_at_least(0, "prompts.", self, "min_reference_words")
         for knob, share in (("fixed_share", self.fixed_share), ("crisis_share", self.crisis_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"prompts.{knob} must lie in [0, 1], is {share}; 0 turns that source off")
@@ -73,12 +91,6 @@ class PromptsConfig:
             raise ValueError(
                 f"prompts.fixed_share must be 0 when prompts.fixed is empty, is {self.fixed_share}; add a text or set 0"
             )
-        if self.max_context_tokens < 1:
-            raise ValueError(f"prompts.max_context_tokens must be at least 1, is {self.max_context_tokens}; try 512")
-        if self.min_reference_words < 0:
-            raise ValueError(
-                f"prompts.min_reference_words must not be negative, is {self.min_reference_words}; 0 keeps every reply"
-            )
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,7 @@ class SamplingConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        for knob, number in (("n", self.n), ("max_tokens", self.max_tokens)):
-            if number < 1:
-                raise ValueError(f"sampling.{knob} must be at least 1, is {number}; set a positive number")
+        require_at_least(1, "sampling.", self, "n", "max_tokens")
         if not self.temperature > 0:
             raise ValueError(
                 f"sampling.temperature must be above 0, is {self.temperature}; PPO needs sampled replies, try 1.0"

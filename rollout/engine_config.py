@@ -1,10 +1,12 @@
-"""Settings of the rollout engines (stdlib only)."""
+"""Settings of the rollout engines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from cluster.settings import require_at_least
 
 WeightTransfer = Literal["auto", "shared_memory", "nccl", "ipc"]
 
@@ -29,11 +31,8 @@ class RolloutConfig:
     restarts: int = 3  # how many dead engines a run replaces before it gives up
 
     def __post_init__(self) -> None:
-        for name in ("engines", "tensor_parallel", "max_model_len", "max_concurrent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be at least 1, is {getattr(self, name)}")
-        if self.restarts < 0:
-            raise ValueError(f"rollout.restarts must be 0 or more, is {self.restarts}")
+        require_at_least(1, "rollout.", self, "engines", "tensor_parallel", "max_model_len", "max_concurrent")
+        require_at_least(0, "rollout.", self, "restarts")
         if not 0 < self.memory_utilization <= 1:
             raise ValueError(f"rollout.memory_utilization must lie in (0, 1], is {self.memory_utilization}")
 
@@ -43,6 +42,7 @@ class EngineSpec:
     """Everything one engine needs to start: plain values, so that a replacement starts the same."""
 
     model: str
+    revision: str | None  # of a hub id
     dtype: str
     end_ids: tuple[int, ...]
     tensor_parallel: int

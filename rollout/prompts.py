@@ -14,6 +14,7 @@ from typing import Any
 from rollout.chat import Chat, PromptTooLong, merged
 from rollout.config import PromptsConfig
 from rollout.corpora import SAMPLE
+from rollout.fields import annotated
 from rollout.types import Dialogue, Prompt, Speaker, Turn
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def build_prompts(
     """
     prompts, too_long = [], 0
     for dialogue in dialogues:
-        turns = merged(dialogue.turns)
+        turns = merged(annotated(dialogue))
         firsts = [
             index
             for index, turn in enumerate(dialogue.turns)
@@ -42,7 +43,7 @@ def build_prompts(
             if reply.speaker is not Speaker.THERAPIST or len(reply.text.split()) < min_reference_words:
                 continue
             try:
-                token_ids = chat.prompt_ids(turns[:index], max_tokens)
+                token_ids = chat.prompt_ids(turns[:index], max_tokens, reply.labels)
             except PromptTooLong:
                 too_long += 1
                 continue
@@ -65,7 +66,10 @@ def fixed_prompts(texts: Iterable[str], chat: Chat, *, max_tokens: int) -> list[
         if prompt_id in prompts:
             raise ValueError(f"prompts.fixed must differ in their first four words, {text!r} does not; reword it")
         history = (Turn(Speaker.CLIENT, text),)
-        prompts[prompt_id] = Prompt(prompt_id, chat.prompt_ids(history, max_tokens), history)
+        try:
+            prompts[prompt_id] = Prompt(prompt_id, chat.prompt_ids(history, max_tokens), history)
+        except PromptTooLong as error:
+            raise PromptTooLong(f"prompts.fixed: {error}") from error
     return list(prompts.values())
 
 

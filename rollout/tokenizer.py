@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rollout.types import Dialogue
 
@@ -20,6 +20,11 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|therapist|>{% endif %}"
 )
+
+
+def load_tokenizer(source: str, revision: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, or of a hub id at `revision` ("": its newest)."""
+    return AutoTokenizer.from_pretrained(source, revision=revision or None)
 
 
 def train_tokenizer(dialogues: Iterable[Dialogue], vocab_size: int) -> PreTrainedTokenizerFast:

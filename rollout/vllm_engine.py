@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from transformers import AutoTokenizer
 from vllm import SamplingParams, TokensPrompt
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -19,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine_config import EngineSpec
+from rollout.tokenizer import load_tokenizer
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
 
 _FINISHES = {"stop": Finish.STOPPED, "length": Finish.TRUNCATED}
@@ -55,11 +55,12 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._requests = 0
-        self._tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        self._tokenizer = load_tokenizer(spec.model, spec.revision or "")
         os.environ.update(spec.environment)  # vLLM reads its thread binding from the environment of its processes
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=spec.model,
+                revision=spec.revision,
                 dtype=spec.dtype,  # type: ignore[arg-type]
                 tensor_parallel_size=spec.tensor_parallel,
                 # inside a placement group vLLM would choose Ray, and refuse a bundle of several devices

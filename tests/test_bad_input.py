@@ -87,7 +87,7 @@ def refuse(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ppoo"], ["unknown command 'ppoo'", "commands are ppo, check, talk"]),
+        (["ppoo"], ["unknown command 'ppoo'", "commands are ppo, sft, sweeplk"]),
         (["ppo"], ["attune ppo needs a recipe", ".toml", "local"]),
         (["check"], ["attune check needs a recipe"]),
         (["ppo", "--steps=3"], ["attune ppo needs a recipe"]),
@@ -300,7 +300,7 @@ def test_a_run_resumes_as_it_began(argv: str, said: str, model: Path, refuse: Re
     mine = recipe(model)
     with claimed(mine) as directory:
         keeper = Checkpoints(directory / "checkpoints", every=1, keep=1, steps=1)
-        folder = keeper.save(0, FakeLearner([]), Mixture(mine.rewards), Mixture(mine.rewards))
+        folder = keeper.save(0, FakeLearner([]), prompts=Mixture(mine.rewards), reward=Mixture(mine.rewards))
     assert folder.name == "step-000001"
 
     def files() -> dict[Path, bytes]:
@@ -420,7 +420,7 @@ def break_terms():
     }
 
 def score(recipe):
-    with claimed(recipe) as directory, rl.ppo.reported(directory):
+    with claimed(recipe) as directory, rl.endings.reported(directory):
         placement = Placement([claim for claim in rl.ppo.claims(recipe) if claim.fleet == FLEET])
         try:
             RewardFleet(recipe.rewards, placement, environment={}).score([reply(GOOD, sample=k) for k in range(2)])

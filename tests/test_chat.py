@@ -233,16 +233,22 @@ def test_a_new_sequence_opens_half_full() -> None:
 
 
 def test_replies_that_do_not_fit_are_cut_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    """A reply longer than its room is trained up to the limit, without an end; one without room is left out, logged."""
+    """A reply longer than its room is trained up to the limit, without an end; one without room is left out, logged.
+
+    A client turn longer than half of the sequence loses its beginning first.
+    """
     chat = Chat(own_tokenizer(["abc"]))
     dialogue = Dialogue("d/train/0", (client("a" * 20), therapist("b" * 50), client("c"), therapist("d")))
-    whole = chat.example(dialogue.turns[:1], "b" * 50)
-    cut, after = chat.dialogue(dialogue, 40)
-    assert cut.token_ids == whole.token_ids[:40]
-    assert chat.end_ids[0] not in [token for token, on in zip(*cut, strict=True) if on]
-    assert trained(chat, *after) == ["d"]
-    assert [trained(chat, *example) for example in chat.dialogue(dialogue, 20)] == [["d"]]
-    assert "d/train/0#1: no token of the reply fits in 20 tokens" in caplog.text
+    for limit, asked in ((50, 20), (40, 17), (20, 7)):
+        whole = chat.example((client("a" * asked),), "b" * 50)
+        cut, after = chat.dialogue(dialogue, limit)
+        assert cut.token_ids == whole.token_ids[:limit]
+        assert cut.mask == whole.mask[:limit]
+        assert cut.mask.count(True) == limit - asked - 3
+        assert chat.end_ids[0] not in [token for token, on in zip(*cut, strict=True) if on]
+        assert trained(chat, *after) == ["d"]
+    assert chat.dialogue(dialogue, 3) == []
+    assert "d/train/0#1: no token of the reply fits in 3 tokens" in caplog.text
 
 
 def test_old_turns_are_dropped_until_the_prompt_fits(kind: tuple[Chat, Dialogue]) -> None:

@@ -63,12 +63,12 @@ def checkpoints(directory: Path, *, every: int = 1, keep: int = 2, steps: int = 
 def save(saved: Checkpoints, step: int, *, reward: float = 0.0, write: Write = Path.write_bytes) -> Path:
     """Save weights that say their step."""
     saved.note(reward)
-    return saved.save(step, Weights(f"after {step + 1} steps".encode(), write), prompts(), mixture())
+    return saved.save(step, Weights(f"after {step + 1} steps".encode(), write), prompts=prompts(), reward=mixture())
 
 
 def restored(saved: Checkpoints) -> tuple[int, bytes]:
     learner = Weights()
-    return saved.restore(learner, prompts(), mixture()), learner.content
+    return saved.restore(learner, prompts=prompts(), reward=mixture()), learner.content
 
 
 def names(directory: Path) -> list[str]:
@@ -81,9 +81,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     for step in range(3):
         stream.draw(3)
         reward.combine([Measurement({"length": 0.1 * step}), Measurement({"length": 0.9})])
-        saved.save(step, Weights(bytes([step])), stream, reward)
+        saved.save(step, Weights(bytes([step])), prompts=stream, reward=reward)
     learner, stream_again, reward_again = Weights(), prompts(), mixture()
-    assert checkpoints(tmp_path).restore(learner, stream_again, reward_again) == 3
+    assert checkpoints(tmp_path).restore(learner, prompts=stream_again, reward=reward_again) == 3
     assert learner.content == bytes([2])
     assert stream_again.draw(5) == stream.draw(5)
     assert reward_again.state_dict() == reward.state_dict()
@@ -93,7 +93,7 @@ def test_a_new_run_starts_at_0(tmp_path: Path) -> None:
     """Without checkpoints nothing is restored and nothing is written."""
     learner, stream, reward = Weights(b"fresh"), prompts(), mixture()
     before = stream.state_dict(), reward.state_dict()
-    assert checkpoints(tmp_path / "new").restore(learner, stream, reward) == 0
+    assert checkpoints(tmp_path / "new").restore(learner, prompts=stream, reward=reward) == 0
     assert learner.content == b"fresh" and (stream.state_dict(), reward.state_dict()) == before
     assert not (tmp_path / "new").exists()
 
@@ -113,7 +113,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     for step, since in enumerate(rewards):
         for reward in since:
             saved.note(reward)
-        saved.save(step, Weights(), prompts(), mixture())
+        saved.save(step, Weights(), prompts=prompts(), reward=mixture())
         kept = {f"step-{k + 1:06d}" for k in (step - 1, step, best[step]) if k >= 0}
         assert {folder.name for folder in saved.folders()} == kept
         assert saved.best() == tmp_path / f"step-{best[step] + 1:06d}"
@@ -125,7 +125,7 @@ def test_the_same_step_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     """A run that resumed before a damaged checkpoint writes that step anew."""
     saved = checkpoints(tmp_path)
     for content in (b"first", b"second"):
-        saved.save(4, Weights(content), prompts(), mixture())
+        saved.save(4, Weights(content), prompts=prompts(), reward=mixture())
     assert restored(saved) == (5, b"second")
     assert names(tmp_path) == ["best", "step-000005"]
 
@@ -170,7 +170,7 @@ def test_rewards_of_a_failed_save_still_count(tmp_path: Path) -> None:
     saved = checkpoints(tmp_path)
     with pytest.raises(OSError):
         save(saved, 0, reward=1.0, write=out_of_space)
-    assert read_checkpoint(save(saved, 1, reward=0.0))["mean_reward"] == 0.5
+    assert read_checkpoint(save(saved, 1, reward=0.0))["score"] == 0.5
 
 
 def killed_while_writing(directory: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_survived(write: Write, small_disk: Path) -> Non
     saved = checkpoints(small_disk)
     save(saved, 0)
     with pytest.raises(OSError, match=r"step-000002 .*earlier ones stay") as caught:
-        saved.save(1, Weights(bytes(4 << 20), write), prompts(), mixture())
+        saved.save(1, Weights(bytes(4 << 20), write), prompts=prompts(), reward=mixture())
     assert caught.value.errno == errno.ENOSPC
     del caught  # torch's writer holds the deleted file, and its room, as long as the error lives
     gc.collect()
@@ -326,7 +326,7 @@ def test_no_sound_checkpoint_is_an_error(tmp_path: Path) -> None:
         flip(save(saved, step) / "learner" / "weights.bin")
     learner = Weights(b"fresh")
     with pytest.raises(DamagedCheckpoint, match=r"step-000001|none of"):
-        saved.restore(learner, prompts(), mixture())
+        saved.restore(learner, prompts=prompts(), reward=mixture())
     assert learner.content == b"fresh"
 
 
@@ -337,4 +337,4 @@ def test_a_sound_checkpoint_reads_as_saved(tmp_path: Path) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert set(manifest) == files - {MANIFEST}
     state = read_checkpoint(folder)
-    assert (state["step"], state["mean_reward"], state["learner"]) == (1, 0.25, {"length": len(b"after 1 steps")})
+    assert (state["step"], state["score"], state["learner"]) == (1, 0.25, {"length": len(b"after 1 steps")})

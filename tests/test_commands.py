@@ -36,8 +36,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "mixtral")
 
 
-def start(model: Path, runs: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    words = ["ppo", "local", "--runs", str(runs), "--name", name, "--model.path", str(model), *KNOBS, *more]
+def command(model: Path, runs: Path, name: str) -> list[str]:
+    return ["ppo", "local", "--runs", str(runs), "--name", name, "--model.path", str(model), *KNOBS]
+
+
+def start(model: Path, runs: Path, name: str) -> subprocess.Popen[str]:
+    words = command(model, runs, name)
     return subprocess.Popen(
         [sys.executable, "-m", "rl", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -67,22 +71,68 @@ def token_ids(run: Path) -> list[list[Sequence[int]]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Six steps, submitted to a cluster with token authentication."""
     runs = tmp_path_factory.mktemp("runs")
-    finish(start(model, runs, "undisturbed"))
+    token = runs / "token"
+    port, dashboard, client = 26379, 28265, 21001
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment.pop("RAY_ADDRESS", None)
+    ray = str(Path(sys.executable).parent / "ray")
+
+    def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ray, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    token.write_text("a-token-of-thirty-two-characters-or-more")
+    # a short folder: Ray's sockets lie in it, and a socket's path is at most 107 bytes
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
+         f"--ray-client-server-port={client}", "--temp-dir", tempfile.mkdtemp(prefix="attune-")],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for(lambda: call("job", "list").returncode == 0, timeout=90)
+        submitted = call(
+            "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "runs"]}),
+            "--", sys.executable, "-m", "rl", *command(model, runs, "undisturbed"),
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+        assert "step 6/6" in submitted.stdout
+    finally:  # this head alone: `ray stop` would end every cluster on the machine
+        head.terminate()
+        head.wait(timeout=60)
     yield runs / "undisturbed"
 
 
-def test_six_steps_are_three_and_a_kill_and_three(model: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """kill -9 of the driver in step 4-6, and the same command again: token ids of all steps, the metrics that are not
-    times, and the policy are bit for bit those of six undisturbed steps; nothing of the killed job lives on."""
-    process = start(model, tmp_path, "killed")
+def test_killed_twice_and_resumed_twice_is_as_undisturbed(model: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 of learner rank 1 in step 4-6: exit code 1 within a minute, one line that says who died, status failed. The
+    same command again, and kill -9 of the driver: nothing of the job lives on. The same command again completes: token ids
+    of all steps, the metrics that are not times, and the policy are bit for bit those of six steps on another cluster."""
     run = tmp_path / "killed"
+    process = start(model, tmp_path, "killed")
+    wait_for(lambda: len(steps(run)) >= 3 or process.poll() is not None)
+    killed = time.monotonic()
+    os.kill(json.loads((run / "processes.json").read_text())["learner"][1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert process.returncode == 1
+    [line] = [line for line in err.splitlines() if line.startswith("attune: ")]
+    assert "learner rank 1 of 2 died" in line and "resumes" in line
+    assert "Traceback" not in err
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+    before = (run / "processes.json").read_text()
+    process = start(model, tmp_path, "killed")
+    wait_for(lambda: (run / "processes.json").read_text() != before or process.poll() is not None)
     wait_for(lambda: len(steps(run)) >= 4 or process.poll() is not None)
     pids = [pid for group in json.loads((run / "processes.json").read_text()).values() for pid in group]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), timeout=60)
     assert len(steps(run)) < 6
+
     finish(start(model, tmp_path, "killed"))
     assert steps(run) == list(range(6))
     assert token_ids(run) == token_ids(undisturbed)
@@ -125,27 +175,6 @@ def test_the_run_directory_holds_what_the_readme_says(undisturbed: Path) -> None
     assert not list(undisturbed.rglob("*.partial"))
 
 
-def test_a_killed_learner_ends_the_job_and_the_same_command_resumes(
-    model: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    """kill -9 of learner rank 1: exit code 1 within a minute with one line that says who died, status failed; the same
-    command then completes, with the undisturbed run's token ids."""
-    process = start(model, tmp_path, "orphan")
-    run = tmp_path / "orphan"
-    wait_for(lambda: len(steps(run)) >= 3 or process.poll() is not None)
-    killed = time.monotonic()
-    os.kill(json.loads((run / "processes.json").read_text())["learner"][1], signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
-    assert time.monotonic() - killed < 60
-    assert process.returncode == 1
-    [line] = [line for line in err.splitlines() if line.startswith("attune: ")]
-    assert "learner rank 1 of 2 died" in line and "resumes" in line
-    assert "Traceback" not in err
-    assert json.loads((run / "status.json").read_text())["state"] == "failed"
-    finish(start(model, tmp_path, "orphan"))
-    assert token_ids(run) == token_ids(undisturbed)
-
-
 def test_a_second_run_beside_the_first_is_refused(model: Path, undisturbed: Path) -> None:
     """While a process holds the run directory, the same command exits 2 and says which process."""
     import fcntl
@@ -156,40 +185,3 @@ def test_a_second_run_beside_the_first_is_refused(model: Path, undisturbed: Path
         _, err = second.communicate(timeout=60)
     assert second.returncode == 2
     assert "is in use by process" in err
-
-
-def test_a_job_submitted_to_a_cluster_with_token_authentication(model: Path, tmp_path: Path) -> None:
-    """`ray start --head` with a token, `ray job submit -- python -m rl ppo ...`: the job succeeds and leaves a run."""
-    token = tmp_path / "token"
-    port, dashboard, client = 26379, 28265, 21001
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment.pop("RAY_ADDRESS", None)
-    ray = str(Path(sys.executable).parent / "ray")
-
-    def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [ray, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    token.write_text("a-token-of-thirty-two-characters-or-more")
-    # a short folder: Ray's sockets lie in it, and a socket's path is at most 107 bytes
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
-         f"--ray-client-server-port={client}", "--temp-dir", tempfile.mkdtemp(prefix="attune-")],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-    try:
-        wait_for(lambda: call("job", "list").returncode == 0, timeout=90)
-        submitted = call(
-            "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "runs"]}),
-            "--", sys.executable, "-m", "rl", "ppo", "local", "--runs", str(tmp_path), "--name", "submitted",
-            "--model.path", str(model), *KNOBS, "--steps", "2",
-        )  # fmt: skip
-        assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
-        assert "step 2/2" in submitted.stdout
-    finally:  # this head alone: `ray stop` would end every cluster on the machine
-        head.terminate()
-        head.wait(timeout=60)
-    assert steps(tmp_path / "submitted") == [0, 1]
-    assert json.loads((tmp_path / "submitted/status.json").read_text())["state"] == "finished"

@@ -14,18 +14,22 @@ from cluster.placement import Claim, Placement, connect
 from rewards.types import Score, ScoredRollout
 from rl.batch import Batch, collate
 from rl.config import PpoRecipe
+from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET, LearnerFleet
-from rl.learner import NonFiniteLoss
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
+from tests.ranks import learner_of
 from tests.tiny import TARGETS, quick_recipe, save_tiny
 
 pytestmark = pytest.mark.slow
+PROBES = [(tuple(range(10, 30)), tuple(range(40, 60))), (tuple(range(300, 340)), tuple(range(7, 20)))]
+FLEETS: dict[int, LearnerFleet] = {}  # by ranks
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     connect()
     yield
+    FLEETS.clear()
     ray.shutdown()
 
 
@@ -53,21 +57,23 @@ def some_batch(rows: int = 8, seed: int = 0) -> Batch:
     return collate(scored)
 
 
+def fleet_of(recipe: PpoRecipe, folder: Path) -> LearnerFleet:
+    """A fleet as if new; one that a test breaks must not be asked for afterwards."""
+    ranks = recipe.learner.ranks
+    placement = Placement([Claim(FLEET, ranks, 0.1)]) if ranks not in FLEETS else None
+    FLEETS[ranks] = learner_of(recipe, FLEETS.get(ranks), placement, PROBES, folder / "diverged")
+    return FLEETS[ranks]
+
+
 def trained(
     recipe: PpoRecipe, batch: Batch, folder: Path, *, updates: int = 2
 ) -> tuple[dict[str, float], list[list[float]]]:
     """Metrics of the first update, and the policy's log-probs of fixed replies after `updates` of them."""
-    placement = Placement([Claim(FLEET, recipe.learner.ranks, 0.1)])
-    probes = [(tuple(range(10, 30)), tuple(range(40, 60))), (tuple(range(300, 340)), tuple(range(7, 20)))]
-    fleet = LearnerFleet(recipe, placement, probes, folder / "failed")
-    try:
-        first = fleet.update(fleet.annotate(batch)).metrics
-        for _ in range(updates - 1):
-            fleet.update(fleet.annotate(batch))
-        return dict(first), fleet.log_probs(probes)
-    finally:
-        fleet.kill()
-        placement.release()
+    fleet = fleet_of(recipe, folder)
+    first = fleet.update(fleet.annotate(batch)).metrics
+    for _ in range(updates - 1):
+        fleet.update(fleet.annotate(batch))
+    return dict(first), fleet.log_probs(PROBES)
 
 
 def close(one: list[list[float]], other: list[list[float]], tolerance: float) -> None:
@@ -126,15 +132,10 @@ def test_wider_padding_changes_nothing(model: Path, tmp_path: Path) -> None:
 def test_the_reference_never_moves(model: Path, tmp_path: Path) -> None:
     """LoRA: after updates, log-probs under adapters off are bit for bit those before them, and the policy has moved."""
     recipe = quick_recipe(model, tmp_path, model__tuning="lora", model__lora__targets=TARGETS["mixtral"])
-    placement = Placement([Claim(FLEET, 2, 0.1)])
-    fleet = LearnerFleet(recipe, placement, [], tmp_path / "failed")
-    try:
-        before = fleet.annotate(some_batch())
-        fleet.update(before)
-        after = fleet.annotate(some_batch())
-    finally:
-        fleet.kill()
-        placement.release()
+    fleet = fleet_of(recipe, tmp_path)
+    before = fleet.annotate(some_batch())
+    fleet.update(before)
+    after = fleet.annotate(some_batch())
     assert torch.equal(before.reference_logprobs_BT, after.reference_logprobs_BT)
     assert not torch.equal(before.logprobs_BT, after.logprobs_BT)
     assert torch.equal(before.logprobs_BT, before.reference_logprobs_BT)
@@ -143,18 +144,12 @@ def test_the_reference_never_moves(model: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_batch(model: Path, tmp_path: Path) -> None:
     """A NaN score raises NonFiniteLoss that names the file, which holds the batch; the weights are as before."""
     recipe = quick_recipe(model, tmp_path)
-    placement = Placement([Claim(FLEET, 2, 0.1)])
-    probe = [(tuple(range(10, 30)), tuple(range(40, 60)))]
-    fleet = LearnerFleet(recipe, placement, probe, tmp_path / "diverged")
-    try:
-        before = fleet.log_probs(probe)
-        batch = replace(some_batch(), score_B=torch.full((8,), float("nan")))
-        with pytest.raises(NonFiniteLoss, match=r"not finite.*diverged/version"):
-            fleet.update(fleet.annotate(batch))
-        assert fleet.log_probs(probe) == before
-    finally:
-        fleet.kill()
-        placement.release()
+    fleet = fleet_of(recipe, tmp_path)
+    before = fleet.log_probs(PROBES)
+    batch = replace(some_batch(), score_B=torch.full((8,), float("nan")))
+    with pytest.raises(NonFiniteLoss, match=r"not finite.*diverged/version"):
+        fleet.update(fleet.annotate(batch))
+    assert fleet.log_probs(PROBES) == before
     [saved] = (tmp_path / "diverged").iterdir()
     assert torch.equal(torch.load(saved)["tokens_BS"], batch.tokens_BS)
 

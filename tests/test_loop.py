@@ -22,9 +22,9 @@ from rewards.config import EmotionConfig, RewardsConfig, SimilarityConfig
 from rewards.mixture import LocalReward, Mixture, Panel
 from rewards.safety import Flag
 from rewards.types import ScoredRollout
-from rl.batch import Experience
+from rl.batch import Experience, UpdateReport
 from rl.checkpoints import Checkpoints, read_checkpoint
-from rl.learner import NonFiniteLoss, UpdateReport
+from rl.endings import NonFiniteLoss
 from rl.loop import describe, step_sampling, train
 from rollout.config import PromptsConfig
 from rollout.fleet import deal
@@ -270,7 +270,7 @@ def test_the_best_checkpoint_is_that_of_the_best_steps(undisturbed: Run) -> None
     folder = undisturbed.directory / "checkpoints"
     assert (folder / "best").resolve().name == f"step-{best:06d}"
     for step in {best, 6, 7}:
-        mean = read_checkpoint(folder / f"step-{step:06d}")["mean_reward"]
+        mean = read_checkpoint(folder / f"step-{step:06d}")["score"]
         assert mean == pytest.approx(sum(spans[step]) / len(spans[step])) != 0
 
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.placement import Placement, connect
 from rl.config import PpoRecipe, Shape
-from rl.fleet import LearnerFleet
 from rl.ppo import claims, engine_spec
 from rollout.chat import Chat
 from rollout.fleet import RolloutFleet
 from rollout.types import Prompt, Sampling
+from tests.ranks import learner_of
 from tests.test_learner import some_batch
 from tests.tiny import TARGETS, quick_recipe, save_tiny
 
@@ -50,11 +50,11 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
     placement = Placement(claims(first))
     chat = Chat(AutoTokenizer.from_pretrained(model))
     engine = RolloutFleet(engine_spec(first, chat.end_ids), 1, placement, restarts=0)
-    gaps = {}
+    gaps, learner = {}, None
     try:
         for recipe in recipes(model, shape, tmp_path):
             key = f"{recipe.model.tuning}-zero{recipe.learner.zero_stage}"
-            learner = LearnerFleet(recipe, placement, PROBES, tmp_path / "failed")
+            learner = learner_of(recipe, learner, placement, PROBES, tmp_path / "failed")
             start = learner.log_probs(PROBES)
             for seed in range(2):
                 learner.update(learner.annotate(some_batch(seed=seed)))
@@ -64,7 +64,6 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
                 max(abs(a - b) for x, y in zip(start, moved, strict=True) for a, b in zip(x, y, strict=True)) > 0.05
             ), key
             learner.save(tmp_path / key)
-            learner.kill()
             exported_gap = _gap_of_export(tmp_path / key / "policy", moved)
             assert exported_gap < 1e-5, (key, exported_gap)
             rollouts = engine.generate([Prompt("p", PROBES[0][0], ())], Sampling(n=2, max_tokens=8))

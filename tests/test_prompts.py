@@ -138,6 +138,7 @@ def test_one_prompt_per_therapist_turn_that_answers_the_client(chat: Chat) -> No
     assert first.last_client_turn == "it hurts a lot"
     assert (second.id, second.reference, second.last_client_turn) == ("own/train/7#6", "I see", "here")
     assert [turn.text for turn in second.history] == ["welcome to you", "it hurts a lot", "where does it hurt", "here"]
+    assert [turn.labels for turn in second.history] == [{"emotion": "pain"}] * 4
     assert second.token_ids == chat.prompt_ids(second.history, 100)
     assert build_prompts([dialogue], chat, max_tokens=100, min_reference_words=3) == [first]
 
@@ -195,7 +196,7 @@ def test_crisis_prompts_carry_their_safe_reply(chat: Chat) -> None:
         (PromptsConfig, {"fixed": ()}, r"prompts\.fixed_share must be 0 when prompts\.fixed is empty, is 0.0625"),
         (PromptsConfig, {"fixed": (" ",)}, r"prompts\.fixed must hold no empty text"),
         (PromptsConfig, {"max_context_tokens": 0}, r"prompts\.max_context_tokens must be at least 1, is 0"),
-        (PromptsConfig, {"min_reference_words": -1}, r"prompts\.min_reference_words must not be negative, is -1"),
+        (PromptsConfig, {"min_reference_words": -1}, r"prompts\.min_reference_words must be at least 0, is -1"),
         (SamplingConfig, {"top_p": 0.9}, r"sampling\.top_p must be 1 .* truncated distribution.* are 0.9 and 0"),
         (SamplingConfig, {"top_k": 50}, r"sampling\.top_k 0: .* truncated distribution.* are 1.0 and 50"),
         (SamplingConfig, {"temperature": 0.0}, r"sampling\.temperature must be above 0, is 0.0"),

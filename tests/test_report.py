@@ -90,7 +90,8 @@ def fake_run(path: Path, steps: int = 12, samples: int = 4, seed: int = 7) -> Pa
     write_json(path / "status.json", {"state": "finished", "step": steps - 1, "message": ""})
     warmup = [{"step": 10 * i, "loss": 1.9 + 1.6 * 0.8**i} | ({} if i % 3 else {"valid/loss": 2.2 + 1.4 * 0.8**i,
               "valid/perplexity": math.exp(2.2 + 1.4 * 0.8**i)}) for i in range(16)]  # fmt: skip
-    write_lines(path / "warmup.jsonl", warmup)
+    (path / "model").mkdir()
+    write_lines(path / "model" / "warmup.jsonl", warmup)
     write_lines(path / "metrics.jsonl", [fake_step(path, step, steps, samples, generator) for step in range(steps)])
     return path
 

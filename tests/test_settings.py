@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.settings import SettingsError, flat, help_text, knobs, load, to_json
 from rl.config import PpoRecipe
+from rl.recipe_files import job_of, recipe_type
 
 RECIPES = Path(__file__).parents[1] / "rl" / "recipes"
 # settings that run, whatever the defaults and the shipped recipes say
@@ -271,8 +272,9 @@ def test_the_defaults_are_a_recipe() -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_parses(recipe: Path) -> None:
     """It gives settings whose flat form, as a sample, is the same settings again; its name is its file's."""
-    parsed = load(PpoRecipe, recipe)
-    assert load(PpoRecipe, sample=flat(parsed)) == parsed
+    kind = recipe_type(job_of(recipe))
+    parsed = load(kind, recipe)
+    assert load(kind, sample=flat(parsed)) == parsed
     assert parsed.name == recipe.stem
     json.loads(to_json(parsed))
 

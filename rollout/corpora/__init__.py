@@ -8,7 +8,9 @@ from rollout.config import CorpusConfig
 from rollout.corpora.corpus import Corpus, CorpusError
 from rollout.corpora.esconv import load_esconv
 from rollout.corpora.hope import load_hope
+from rollout.corpora.hub import load_hub
 from rollout.corpora.jsonl import load_jsonl
+from rollout.corpora.parquet import load_parquet
 
 __all__ = ["SAMPLE", "Corpus", "CorpusError", "load"]
 
@@ -32,3 +34,7 @@ def load(config: CorpusConfig) -> Corpus:
             return load_hope(path, config)
         case "jsonl":
             return load_jsonl(path, config)
+        case "parquet":
+            return load_parquet(path, config)
+        case "hub":
+            return load_hub(path, config)

@@ -1,0 +1,327 @@
+"""Supervised fine-tuning on real ranks, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.placement import Claim, Placement, connect
+from cluster.settings import load
+from cluster.workers import WorkerGroup
+from rl.__main__ import main
+from rl.fleet import FLEET
+from rl.sequences import read_examples
+from rl.sft import prepare
+from rl.sft_config import SftRecipe
+from rl.sft_learner import SftLearner
+from rollout.corpora import load as load_corpus
+from tests.ranks import rebuild
+from tests.tiny import RECIPES, save_tiny
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "mixtral")
+
+
+def quick(model: Path, runs: Path, **knobs: Any) -> SftRecipe:
+    sample = {
+        "name": "test", "runs": str(runs), "model.path": str(model), "data.max_tokens": 128, "data.pairs": "v1_pairs",
+        "sft.batch": 8, "sft.lr": 1e-3, "sft.lr_warmup": 0, "sft.samples": 4, "sft.sample_tokens": 8,
+        "learner.micro_batch": 4, "tracking.tensorboard": False,
+        **{name.replace("__", "."): value for name, value in knobs.items()},
+    }  # fmt: skip
+    return load(SftRecipe, RECIPES / "sft_local.toml", sample=sample)
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[dict[int, WorkerGroup]]:
+    """Ranks that the tests of this module use one after another, by their number."""
+    connect()
+    held: dict[int, WorkerGroup] = {}
+    yield held
+    held.clear()
+    ray.shutdown()
+
+
+def learners(recipe: SftRecipe, groups: dict[int, WorkerGroup]) -> tuple[WorkerGroup, Any]:
+    corpus = load_corpus(recipe.corpus)
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    lesson = prepare(recipe, corpus, recipe.directory)
+    arguments = (recipe, lesson.tokenizer, lesson.label_words, lesson.updates)
+    ranks = recipe.learner.ranks
+    if ranks in groups:
+        rebuild(groups[ranks], SftLearner, *arguments)
+    else:
+        placement = Placement([Claim(FLEET, ranks, 0.1)])
+        groups[ranks] = WorkerGroup(
+            FLEET, ranks, SftLearner, arguments, placement, environment={"OMP_NUM_THREADS": "1"}
+        )
+    return groups[ranks], lesson
+
+
+def taught(recipe: SftRecipe, groups: dict[int, WorkerGroup]) -> dict[str, float]:
+    """Losses of two updates on the first sequences, and the validation loss after them."""
+    group, lesson = learners(recipe, groups)
+    train, valid = (read_examples(lesson.examples(split)) for split in ("train", "valid"))
+    first = group.rank0(SftLearner.update, train[:8])
+    second = group.rank0(SftLearner.update, train[8:16])
+    after = group.rank0(SftLearner.validate, valid[:13])
+    return {
+        "first": first["train/loss"], "norm": first["train/grad_norm"], "second": second["train/loss"],
+        "valid": after["valid/loss"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, groups: dict[int, WorkerGroup], tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """One rank, one micro-batch, one sequence a row, no ZeRO."""
+    runs = tmp_path_factory.mktemp("plain")
+    return taught(
+        quick(model, runs, learner__ranks=1, learner__zero_stage=0, learner__micro_batch=8, sft__packing=False), groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "micro", "packing"),
+    [(1, 0, 8, True), (1, 2, 3, True), (2, 0, 4, True), (2, 2, 1, False), (2, 3, 2, True), (2, 3, 3, False)],
+)
+def test_updates_do_not_depend_on_how_the_batch_is_cut(
+    model: Path, groups: dict[int, WorkerGroup], plain: dict[str, float], tmp_path: Path, ranks: int, stage: int, micro: int,
+    packing: bool,
+) -> None:  # fmt: skip
+    """Losses, gradient norm and the loss after two updates are the same whatever the ranks, ZeRO stage, micro-batches
+    (also when they do not divide the batch) and packing, to rounding."""
+    recipe = quick(
+        model,
+        tmp_path,
+        learner__ranks=ranks,
+        learner__zero_stage=stage,
+        learner__micro_batch=micro,
+        sft__packing=packing,
+    )
+    assert taught(recipe, groups) == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "ia3", "ln", "prefix", "prompt"])
+def test_every_tuning_learns_under_zero_3(
+    model: Path, groups: dict[int, WorkerGroup], tmp_path: Path, tuning: str
+) -> None:
+    """Eight updates on one batch under ZeRO-3 on two ranks lower its loss; ranks sample in step."""
+    recipe = quick(
+        model,
+        tmp_path,
+        model__tuning=tuning,
+        model__lora__targets=("q_proj", "v_proj"),
+        learner__zero_stage=3,
+        sft__lr=2e-2,
+    )
+    group, lesson = learners(recipe, groups)
+    batch = read_examples(lesson.examples("train"))[:8]
+    losses = [group.rank0(SftLearner.update, batch)["train/loss"] for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.003, losses
+    replies = group.rank0(SftLearner.sample, [p.token_ids for p in lesson.prompts])
+    assert len(replies) == len(lesson.prompts)
+
+
+def test_labels_gain_tokens_whose_rows_mean_their_words(
+    model: Path, groups: dict[int, WorkerGroup], tmp_path: Path
+) -> None:
+    """With a predicted strategy the model reads and writes new tokens, under ZeRO-3 too: the first loss of the new rows is
+    finite and moderate, and the exported model has them."""
+    recipe = quick(model, tmp_path, fields__strategy="predicted", fields__emotion="given", learner__zero_stage=3)
+    group, lesson = learners(recipe, groups)
+    assert len(lesson.label_words) > 8
+    loss = group.rank0(SftLearner.update, read_examples(lesson.examples("train"))[:8])["train/loss"]
+    assert 0 < loss < 10
+    group.all(SftLearner.save, tmp_path / "saved")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "saved/policy")
+    assert exported.get_input_embeddings().weight.shape[0] > max(lesson.label_words)
+
+
+# --- the command ---
+
+KNOBS = [
+    "--data.pairs",
+    "v1_pairs",
+    "--data.max_tokens",
+    "128",
+    "--sft.batch",
+    "16",
+    "--sft.epochs",
+    "3",
+    "--sft.valid_every",
+    "6",
+    "--sft.samples",
+    "4",
+    "--sft.sample_tokens",
+    "12",
+    "--learner.micro_batch",
+    "8",
+    "--keep",
+    "9",
+]
+
+
+def command(model: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
+    words = ["sft", "sft_local", "--runs", str(runs), "--name", "run", "--model.path", str(model), *KNOBS, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, f"{out[-2000:]}\n{err[-3000:]}"
+    return out
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = tmp_path_factory.mktemp("runs")
+    return runs / "run", finished(command(model, runs))
+
+
+def test_the_run_ends_with_a_model_that_has_the_loss_it_says(undisturbed: tuple[Path, str]) -> None:
+    """Perplexity falls; `checkpoints/best/policy` loads in transformers, and its mean loss over the validation sequences,
+    computed one by one without our learner, is the lowest one logged."""
+    run, out = undisturbed
+    losses = {int(row["step"]) + 1: row["valid/loss"] for row in rows(run) if "valid/loss" in row}
+    best = min(losses, key=losses.__getitem__)
+    assert losses[best] < next(iter(losses.values()))
+    assert f"after {best} updates" in out and str(run / "checkpoints/best/policy") in out
+    assert (run / "checkpoints/best").resolve().name == f"step-{best:06d}"
+    model = AutoModelForCausalLM.from_pretrained(run / "checkpoints/best/policy")
+    total = count = 0.0
+    for ids, mask in read_examples(run / "sequences/valid.parquet"):
+        tokens, trained = torch.tensor([ids]), torch.tensor(mask[1:])
+        with torch.no_grad():
+            logprobs = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        total -= float(logprobs.gather(1, tokens[0, 1:, None])[:, 0][trained].sum())
+        count += int(trained.sum())
+    assert total / count == pytest.approx(losses[best], abs=1e-5)
+    replies = pq.read_table(run / f"replies/step-{best - 1:06d}.parquet")
+    assert replies.num_rows == 4 and all(replies["reference"].to_pylist())
+    assert {"valid/distinct_2", "valid/duplicate_rate", "valid/template_rate", "valid/mean_words", "valid/rouge1",
+            "model/trainable_share", "learner/peak_memory_bytes"} <= set(rows(run)[best - 1])  # fmt: skip
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_killed_rank_is_restarted_by_ray_train_and_a_killed_driver_by_the_command(
+    model: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    """kill -9 of a rank: Ray Train starts all ranks again from the last checkpoint. kill -9 of the driver: the same command
+    goes on. The losses of every update, the validations and the replies are bit for bit those of the undisturbed run."""
+    run = tmp_path / "run"
+    process = command(model, tmp_path)
+    wait_for(lambda: len(rows(run)) >= 7, process)
+    os.kill(ranks(process.pid)[-1], signal.SIGKILL)
+    wait_for(lambda: len(rows(run)) >= 13, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(children, timeout=60)
+    finished(command(model, tmp_path))
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "learner/")) and "_per_s" not in k}
+        for row in rows(run)
+    ]
+    wanted = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "learner/")) and "_per_s" not in k}
+        for row in rows(undisturbed[0])
+    ]
+    assert kept == wanted
+    for path in sorted((undisturbed[0] / "replies").iterdir()):
+        assert pq.read_table(path).equals(pq.read_table(run / "replies" / path.name))
+
+
+def ranks(driver: int) -> list[int]:
+    """Process ids of Ray Train's workers below the driver's cluster."""
+    found = []
+    for child in psutil.process_iter(["pid", "cmdline"]):
+        if "RayTrainWorker" in " ".join(child.info["cmdline"] or []):
+            found.append(child.info["pid"])
+    assert found
+    return sorted(found)
+
+
+def test_early_stopping_ends_the_run_and_says_so(model: Path, tmp_path: Path) -> None:
+    """With a rate that ruins the model, validation gets worse and the run ends after `sft.patience` more validations; the
+    same command again does nothing more."""
+    words = (
+        "--sft.lr",
+        "0.3",
+        "--sft.patience",
+        "2",
+        "--sft.epochs",
+        "30",
+        "--sft.valid_every",
+        "2",
+        "--learner.ranks",
+        "1",
+    )
+    out = finished(command(model, tmp_path, *words))
+    losses = [row["valid/loss"] for row in rows(tmp_path / "run") if "valid/loss" in row]
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert len(rows(tmp_path / "run")) < 100
+    assert re.search(r"best validation perplexity [\d.]+ after \d+ updates, of \d+ made", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--fields.strategy given --corpus.format hope --corpus.path rollout/corpora/sample/hope",
+         r"fields.strategy needs a corpus whose turns have the label 'strategy'.*set fields.strategy = none"),
+        ("--data.max_tokens 4000", r"data.max_tokens = 4000 must not exceed the 192 tokens"),
+        ("--model.tuning bitfit", r"model.tuning = bitfit finds nothing to train in Mixtral"),
+        ("--model.tuning lora --model.lora.targets c_attn", r"model.lora.targets \['c_attn'\] match no module"),
+        ("--sft.rate 1", r"unknown setting 'sft.rate'"),
+        ("--sft.batch 1", r"sft.batch = 1 must give each of learner.ranks = 2 a sequence"),
+        ("--learner.ranks 64 --learner.cpus 4 --sft.batch 64", r"the cluster has too little CPU"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_2(
+    model: Path,
+    tmp_path: Path,
+    words: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thing, rule, value, remedy; no checkpoint is begun."""
+    monkeypatch.chdir(ROOT)
+    common = f"sft sft_local --runs {tmp_path} --name run --model.path {model}"
+    assert main([*common.split(), *KNOBS, *words.split()]) == 2
+    [told] = [text for text in capsys.readouterr().err.splitlines() if text.startswith("attune: ")]
+    assert re.search(line, told), told
+    assert not (tmp_path / "run/checkpoints").exists()
