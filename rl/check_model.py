@@ -93,10 +93,7 @@ def policy(recipe: PpoRecipe | SftRecipe, corpus: Corpus) -> Generator[Finding, 
     yield ok(
         "training", f"{recipe.model.tuning}: {number(trained)} of {number(held)} parameters that the learner holds"
     )
-    if isinstance(recipe, PpoRecipe):
-        knob, wanted = "rollout.max_model_len", recipe.rollout.max_model_len
-    else:
-        knob, wanted = "data.max_tokens", recipe.data.max_tokens
+    knob, wanted = recipe.longest
     if hasattr(model.config, "max_position_embeddings") and wanted > model.config.max_position_embeddings:
         there = f"the model reads {model.config.max_position_embeddings} tokens, {knob} is {wanted}"
         yield missing("context", there, f"lower {knob}")

@@ -44,7 +44,7 @@ def look(recipe: PpoRecipe | SftRecipe, names: Sequence[str]) -> Iterator[Findin
 def labels(recipe: SftRecipe, corpus: Corpus) -> Finding:
     """Whether the corpus has the labels that the input fields need."""
     try:
-        check_fields(recipe.fields, corpus.splits, known_acts(recipe.corpus))
+        check_fields(recipe.fields, {"train": corpus.train, "valid": corpus.valid}, known_acts(recipe.corpus))
     except ValueError as error:
         return missing("fields", str(error))
     return ok("fields", f"pairs {recipe.data.pairs}; " + ", ".join(f"{k} {v}" for k, v in vars(recipe.fields).items()))

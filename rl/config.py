@@ -201,6 +201,11 @@ class PpoRecipe:
         return self.prompts.per_step * self.sampling.n
 
     @property
+    def longest(self) -> tuple[str, int]:
+        """What says how many tokens the model must read, and their number."""
+        return "rollout.max_model_len", self.rollout.max_model_len
+
+    @property
     def directory(self) -> Path:
         """The run directory."""
         return Path(self.runs) / self.name

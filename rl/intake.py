@@ -31,7 +31,7 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
     """
     if "similarity" in recipe.rewards.weights:
         _check_files("rewards.similarity.encoder", encoder_source(recipe.rewards.similarity.encoder))
-    tokenizer = tokenizer_of(recipe.model, corpus, "rollout.max_model_len", recipe.rollout.max_model_len)
+    tokenizer = tokenizer_of(recipe.model, corpus, *recipe.longest)
     limit, least = recipe.prompts.max_context_tokens, recipe.prompts.min_reference_words
     chat = Chat(tokenizer, system=recipe.prompts.system)
     fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)
@@ -116,6 +116,11 @@ def _check_files(knob: str, source: str) -> Path | None:
 def _folder(knob: str, source: str) -> Path | None:
     folder = Path(source).expanduser()
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{knob} {source!r} must hold a model, holds a PEFT adapter alone (prefix and prompt tuning have no weights to "
+            "merge); take a model that was tuned otherwise, such as by lora"
+        )
     if looks_local and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{knob} {source!r} holds no config.json; give a folder that transformers loads, or a hub id"

@@ -77,9 +77,8 @@ def run(recipe: SftRecipe) -> Path:
     with claimed(recipe) as directory, reported(directory):
         with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
-            check_fields(recipe.fields, corpus.splits, known_acts(recipe.corpus))
-            wanted = recipe.data.max_tokens
-            tokenizer_of(recipe.model, corpus, "data.max_tokens", wanted)
+            check_fields(recipe.fields, {"train": corpus.train, "valid": corpus.valid}, known_acts(recipe.corpus))
+            tokenizer_of(recipe.model, corpus, *recipe.longest)
             if recipe.model.path:
                 check_tuning(recipe.model)
         with stage("connecting to Ray"):
@@ -114,7 +113,7 @@ def prepare(recipe: SftRecipe, corpus: Corpus, directory: Path) -> Lesson:
     tokenizer, sft, data = load_tokenizer(recipe.model.path, recipe.model.revision), recipe.sft, recipe.data
     pairs = {split: make_pairs(corpus.splits[split], data.pairs) for split in ("train", "valid")}
     plain = Chat(tokenizer, fields=recipe.fields)
-    tokens = plain.fields.tokens(pairs["train"])
+    tokens = plain.fields.tokens(corpus.train)
     if tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
     chat = Chat(tokenizer, fields=recipe.fields)
@@ -132,8 +131,9 @@ def prepare(recipe: SftRecipe, corpus: Corpus, directory: Path) -> Lesson:
     stride = max(len(lesson_examples["valid"]) / sft.valid_sequences, 1.0)
     count = min(len(lesson_examples["valid"]), sft.valid_sequences)
     lesson_examples["valid"] = [lesson_examples["valid"][int(k * stride)] for k in range(count)]
+    room = data.max_tokens - sft.sample_tokens
     asked = build_prompts(
-        pairs["valid"], chat, max_tokens=data.context_tokens or data.max_tokens - 1, min_reference_words=1
+        pairs["valid"], chat, max_tokens=min(data.context_tokens or room, room), min_reference_words=1
     )
     step = max(len(asked) // max(sft.samples, 1), 1)
     updates = max(math.ceil(sft.epochs * len(lesson_examples["train"]) / sft.batch), 1)

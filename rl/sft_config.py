@@ -22,6 +22,11 @@ class SftModelConfig(PretrainedConfig):
 
     def __post_init__(self) -> None:
         require_at_least(1, "model.", self, "virtual_tokens")
+        if self.tuning == "prefix" and self.gradient_checkpointing:
+            raise ValueError(
+                "model.gradient_checkpointing must be false with model.tuning = prefix, is true: layers that are computed again "
+                "lose the keys and values before them; set it to false, or choose another tuning, such as prompt"
+            )
 
     @property
     def merges(self) -> bool:
@@ -94,6 +99,13 @@ class SftRecipe:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
+    def longest(self) -> tuple[str, int]:
+        """What says how many tokens the model must read, and their number."""
+        if self.model.merges:
+            return "data.max_tokens", self.data.max_tokens
+        return "data.max_tokens + model.virtual_tokens", self.data.max_tokens + self.model.virtual_tokens
+
+    @property
     def directory(self) -> Path:
         """The run directory."""
         return Path(self.runs) / self.name
@@ -116,8 +128,14 @@ class SftRecipe:
                 "learner.zero_stage must be 1, 2 or 3 with model.dtype bfloat16, is 0: without ZeRO there is no float32 copy "
                 "of the weights, and small updates would be rounded away; set learner.zero_stage = 2"
             )
-        if not self.model.path and self.data.max_tokens > self.model.tiny.context:
+        if self.sft.sample_tokens >= self.data.max_tokens:
             raise ValueError(
-                f"data.max_tokens = {self.data.max_tokens} must not exceed model.tiny.context = {self.model.tiny.context}; "
-                "lower it, or raise model.tiny.context"
+                f"sft.sample_tokens = {self.sft.sample_tokens} must stay below data.max_tokens = {self.data.max_tokens}, to leave "
+                "room for a prompt; lower it"
+            )
+        knob, wanted = self.longest
+        if not self.model.path and wanted > self.model.tiny.context:
+            raise ValueError(
+                f"{knob} = {wanted} must not exceed model.tiny.context = {self.model.tiny.context}; lower it, or raise "
+                "model.tiny.context"
             )

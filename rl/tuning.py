@@ -51,11 +51,6 @@ class TunedPolicy(nn.Module):
         self.policy = load()
         self.virtual_tokens = 0 if config.merges else config.virtual_tokens
         self._prompted: list[PeftModel] = []  # in a list: its parameters are those below, registered once
-        if config.tuning == "prefix" and config.gradient_checkpointing:
-            raise ValueError(
-                "model.gradient_checkpointing must be false with model.tuning = prefix, is true: layers that are computed again "
-                "lose the keys and values before them; set it to false, or choose another tuning, such as prompt"
-            )
         if config.tuning != "full":
             self.policy.requires_grad_(False)
         match config.tuning:

@@ -87,7 +87,7 @@ def refuse(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ppoo"], ["unknown command 'ppoo'", "commands are ppo, sft, sweeplk"]),
+        (["ppoo"], ["unknown command 'ppoo'", "commands are ppo, sft, sweep"]),
         (["ppo"], ["attune ppo needs a recipe", ".toml", "local"]),
         (["check"], ["attune check needs a recipe"]),
         (["ppo", "--steps=3"], ["attune ppo needs a recipe"]),

@@ -297,8 +297,8 @@ def test_the_window_keeps_as_many_turns_as_fit(kind: str, modes: FieldsConfig) -
     """
     chat = chat_of(kind, modes, (LONG,))
     turns = merged(annotated(LONG))
-    whole = len(chat.prompt_ids(turns[:-1], 10_000, turns[-1].labels))
-    for window in (1, whole // 9, whole // 5, whole // 2, whole):
+    exact = [len(chat.prompt_ids(turns[start:-1], 10_000, turns[-1].labels)) for start in (22, 18, 10, 0)]
+    for window in (1, *exact, *(size - 1 for size in exact)):
         examples = chat.dialogue(LONG, 10_000, context_tokens=window)
         assert sum(len(trained(chat, *example)) for example in examples) == 12
         for index in range(1, len(turns), 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -156,6 +157,15 @@ def test_a_rank_without_rows_has_a_row_of_nothing(packed: bool) -> None:
     """An empty micro-batch is a forward pass of no trained token."""
     rows = lay_out([], capacity=16, packed=packed)
     assert rows.tokens_RS.shape == (1, 2) and not rows.mask_RT.any()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["mixtral", "mistral", "gpt2"])

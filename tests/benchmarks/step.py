@@ -20,14 +20,15 @@ import ray
 from cluster.findings import size
 from cluster.placement import Placement, connect
 from cluster.settings import flat, load
-from cluster.tracking import Clock, Tracker
+from cluster.tracking import Clock, ConsoleTracker, Tracker, Trackers
 from rewards.types import ScoredRollout
 from rl.batch import collate
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
+from rl.intake import with_model
 from rl.loop import attach, step_sampling, train
-from rl.ppo import Job, claims, trackers, with_model
-from rl.records import PROCESSES, provenance, write_rollouts
+from rl.ppo import SHOWN, Job, claims
+from rl.records import PROCESSES, provenance, trackers, write_rollouts
 from rollout.corpora import Corpus
 from rollout.corpora import load as load_corpus
 from rollout.types import Sampling
@@ -67,7 +68,9 @@ class Rounds:
         self._inner: Tracker
 
     def open(self, first_step: int) -> Rounds:
-        self._inner = trackers(self._job.recipe, self._job.directory, first_step)
+        recipe = self._job.recipe
+        console = ConsoleTracker(first_step, recipe.steps, SHOWN)
+        self._inner = Trackers([*trackers(recipe, self._job.directory, first_step), console])
         return self
 
     def record(self, step: int, scored: Sequence[ScoredRollout]) -> None:
