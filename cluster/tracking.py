@@ -182,6 +182,16 @@ class Wanted:
     checkpoints: Path | None = None
 
 
+class StoppedBySearch(SystemExit):
+    """The search ended or paused the trial that this process is."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __str__(self) -> str:
+        return "stopped by the search"
+
+
 class UnknownMetric(ValueError):
     """A search judges a metric that the run does not report."""
 
@@ -214,7 +224,10 @@ class TuneTracker:
         new = newest if newest != self._sent else None
         report, self._since = {**self._since, "step": step}, {}
         self._reported, self._sent = True, newest
-        tune.report(report, checkpoint=tune.Checkpoint.from_directory(str(new)) if new else None)
+        try:
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(str(new)) if new else None)
+        except SystemExit:  # Tune's way to end a trial in the middle
+            raise StoppedBySearch from None
 
     def close(self) -> None:
         """Tune closes the trial."""

@@ -230,6 +230,12 @@ class PpoRecipe:
                 f"prompts.max_context_tokens + sampling.max_tokens = {needed} must not exceed rollout.max_model_len "
                 f"= {self.rollout.max_model_len}; raise it, or lower one of the two"
             )
+        tiny = self.model.tiny
+        if not self.model.path and (tiny.hidden % tiny.heads or tiny.hidden // tiny.heads < 32):
+            raise ValueError(
+                f"model.tiny.hidden / model.tiny.heads = {tiny.hidden} / {tiny.heads} must be a whole number of at least 32, the "
+                "smallest head that vLLM takes on CPUs; lower model.tiny.heads"
+            )
         if not self.model.path and self.rollout.max_model_len > self.model.tiny.context:
             raise ValueError(
                 f"rollout.max_model_len = {self.rollout.max_model_len} must not exceed model.tiny.context "

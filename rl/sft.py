@@ -25,12 +25,13 @@ from cluster.tracking import METRICS_FILE, Clock, ConsoleTracker, Stages, Tracke
 from cluster.workers import WorkerDied, WorkerGroup
 from eval.collapse import collapse_figures
 from eval.overlap import rouge1
+from eval.run_directory import RunState
 from rl.checkpoints import Checkpoints, SavesLearner
 from rl.endings import NonFiniteLoss, first_line, reported
 from rl.fleet import FLEET
 from rl.intake import check_tuning, tokenizer_of, with_model
 from rl.ppo import NO_DEVICES, has_gpus
-from rl.records import PROVENANCE, claimed, provenance, trackers, write_atomically, write_replies
+from rl.records import PROVENANCE, claimed, provenance, trackers, write_atomically, write_replies, write_status
 from rl.sequences import draw, read_examples, trained_tokens, write_examples
 from rl.sft_config import SftRecipe
 from rl.sft_learner import SftLearner
@@ -197,11 +198,13 @@ class SftRank:
                 if replies:
                     row |= {f"valid/{name}": value for name, value in collapse_figures(replies).items()}
                     row["valid/rouge1"] = rouge1(replies, [prompt.reference for prompt in lesson.prompts])
-                if learner.rank == 0:
+                if learner.rank == 0 and replies:
                     write_replies(lesson.directory, step, lesson.prompts, replies)
                 ends = stopping.note(row["valid/loss"])
                 checkpoints.note(-row["valid/loss"])
             tracker.log(step, {**row, **clock.lap()})
+            if learner.rank == 0:
+                write_status(lesson.directory, RunState.RUNNING, step + 1)
             if due:
                 with clock("save"):
                     _led(learner, lambda every, at=step: str(checkpoints.save(at, every, stopping=stopping)))  # type: ignore[misc]

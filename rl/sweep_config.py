@@ -25,6 +25,7 @@ SWEEP.toml, or --sweep.NAME for all but [space]:
   name           of the sweep; by default the file's
   metric         what is judged, as the run reports it: "valid/loss", "reward/mean"
   mode           "min" or "max"
+  window         reports over which the metric is averaged before the best is taken
   search         "grid" (every combination once), "random", or "optuna" (TPE)
   scheduler      "none", "asha" (stops the worse ones early), or "pbt" (they take over from the better ones)
   samples        trials of a random or optuna search
@@ -82,6 +83,7 @@ class SweepConfig:
     name: str = ""  # of the sweep's directory; "": the file's
     metric: str = ""
     mode: Literal["min", "max"] = "min"
+    window: int = 1
     search: Literal["grid", "random", "optuna"] = "grid"
     scheduler: Literal["none", "asha", "pbt"] = "none"
     samples: int = 1
@@ -93,7 +95,7 @@ class SweepConfig:
     pbt: PbtConfig = field(default_factory=PbtConfig)
 
     def __post_init__(self) -> None:
-        require_at_least(1, "", self, "samples")
+        require_at_least(1, "", self, "samples", "window")
         require_at_least(0, "", self, "concurrent", "max_failures", "driver_cpus")
         if not self.metric:
             raise ValueError('metric must name what the runs report and the search judges, is empty; e.g. "valid/loss"')

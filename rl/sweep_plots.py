@@ -21,8 +21,8 @@ _MANY = 12  # trials in a legend, tick labels on an axis
 
 def write_plots(plan: Plan, trials: Sequence[TrialLog]) -> list[Path]:
     """Write `plots/` and return its files; nothing when no trial has a value."""
-    metric, mode = plan.sweep.metric, plan.sweep.mode
-    measured = [trial for trial in ranked(trials, metric, mode) if trial.best(metric, mode)]
+    sweep = plan.sweep
+    measured = [trial for trial in ranked(trials, sweep) if trial.best(sweep)]
     if not measured:
         return []
     folder = plan.directory / "plots"
@@ -34,8 +34,8 @@ def write_plots(plan: Plan, trials: Sequence[TrialLog]) -> list[Path]:
 
 
 def _by_setting(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
-    metric, mode = plan.sweep.metric, plan.sweep.mode
-    best = best_of(trials, metric, mode)
+    sweep, metric = plan.sweep, plan.sweep.metric
+    best = best_of(trials, sweep)
     columns = min(len(plan.space), 3)
     rows = math.ceil(len(plan.space) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
@@ -44,7 +44,7 @@ def _by_setting(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
         place = _placed(axes, plan, name, trials)
         for trial in reversed(trials):
             colour = BEST if trial is best else PLAIN if trial.state is State.FINISHED else CUT
-            _, value = trial.best(metric, mode) or (0, math.nan)
+            _, value = trial.best(sweep) or (0, math.nan)
             axes.scatter(place(trial), value, color=colour, s=70 if trial is best else 36, zorder=2 + (trial is best))
         axes.set_xlabel(name)
         axes.set_ylabel(f"best {metric}")
@@ -52,22 +52,22 @@ def _by_setting(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
     keys = [("best", BEST), ("finished", PLAIN), ("stopped early, failed or interrupted", CUT)]
     handles = [figure.axes[0].scatter([], [], color=colour) for _, colour in keys]
     figure.legend(handles, [label for label, _ in keys], loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{plan.name}: {metric} ({mode}) by setting")
+    figure.suptitle(f"{plan.name}: {metric} ({sweep.mode}) by setting")
     return figure
 
 
 def _placed(axes: Axes, plan: Plan, name: str, trials: Sequence[TrialLog]) -> Callable[[TrialLog], float]:
     """Lay out the x axis for a setting, choices side by side; where on it each trial stands."""
-    law, metric, mode = plan.space[name], plan.sweep.metric, plan.sweep.mode
+    law, sweep = plan.space[name], plan.sweep
     if isinstance(law, Choice):
         kinds = _ordered(law)
         axes.set_xticks(range(len(kinds)), [_short(k) for k in kinds], rotation=20 if max(map(len, kinds)) > 8 else 0)
         axes.set_xlim(-0.5, len(kinds) - 0.5)
-        return lambda trial: kinds.index(shown(trial.settings(metric, mode)[name]))
+        return lambda trial: kinds.index(shown(trial.settings(sweep)[name]))
     if law.law == "loguniform":
         axes.set_xscale("log")
     axes.axvspan(law.low, law.high, color="black", alpha=0.03)  # PBT may leave it
-    return lambda trial: trial.settings(metric, mode)[name]
+    return lambda trial: trial.settings(sweep)[name]
 
 
 def _ordered(law: Choice) -> list[str]:
@@ -82,15 +82,15 @@ def _short(text: str) -> str:
 
 def _parallel(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
     """One vertical axis per setting and one for the metric, which also gives the lines their colours."""
-    metric, mode = plan.sweep.metric, plan.sweep.mode
-    values = [(trial.best(metric, mode) or (0, math.nan))[1] for trial in trials]
+    sweep, metric = plan.sweep, plan.sweep.metric
+    values = [(trial.best(sweep) or (0, math.nan))[1] for trial in trials]
     names = [*plan.space, metric]
     figure = Figure(figsize=(2.0 * len(names) + 2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     heights = []
     for at, name in enumerate(names):
         law = plan.space.get(name)
-        mine = values if law is None else [trial.settings(metric, mode)[name] for trial in trials]
+        mine = values if law is None else [trial.settings(sweep)[name] for trial in trials]
         spots, ticks = _heights(law, mine)
         heights.append(spots)
         axes.axvline(at, color="black", lw=1)
@@ -100,7 +100,7 @@ def _parallel(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
     low, high = min(values), max(values)
     for index in reversed(range(len(trials))):
         good = (values[index] - low) / (high - low) if high > low else 1.0
-        colour = BEST if index == 0 else colormaps["viridis"](0.9 * (good if mode == "max" else 1 - good))
+        colour = BEST if index == 0 else colormaps["viridis"](0.9 * (good if sweep.mode == "max" else 1 - good))
         axes.plot(range(len(names)), [spots[index] for spots in heights], color=colour, alpha=0.85,
                   lw=3.2 if index == 0 else 1.4, zorder=3 if index == 0 else 2)  # fmt: skip
     short = labels(list(plan.space)) | {metric: f"best {metric}"}
@@ -139,7 +139,7 @@ def _curves(plan: Plan, trials: Sequence[TrialLog]) -> Figure:
     shades = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for rank, trial in enumerate(trials):
         points = [(step, row[metric]) for step, row in trial.reports.items() if metric in row]
-        sample = trial.settings(metric, plan.sweep.mode)
+        sample = trial.settings(plan.sweep)
         said = ", ".join(f"{short[name]} {shown(sample[name])}" for name in plan.space)
         colour = BEST if rank == 0 else shades[rank % len(shades)] if len(trials) <= _MANY else CUT
         axes.plot(*zip(*points, strict=True), color=colour, lw=2.6 if rank == 0 else 1.2, zorder=3 if rank == 0 else 2,

@@ -14,15 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
 
 from cluster.settings import flat, load, read_recipe
-from rl.sweep_config import Plan
+from rl.sweep_config import Plan, SweepConfig
 
 LEDGER = "events.jsonl"
-Mode = Literal["min", "max"]
 
 
 class State(enum.StrEnum):
@@ -71,16 +70,21 @@ class TrialLog:
         """Seconds that it ran, over all starts; without `now` as far as its last event."""
         return self.seconds + ((now if now and self.state is State.RUNNING else self._seen) - self._began)
 
-    def best(self, metric: str, mode: Mode) -> tuple[int, float] | None:
-        """(step, value) of the best report; None when there is none, or the settings were bad."""
-        values = [(step, row[metric]) for step, row in self.reports.items() if math.isfinite(row.get(metric, math.nan))]
-        if not values or self.state is State.BAD:
+    def best(self, sweep: SweepConfig) -> tuple[int, float] | None:
+        """(step, value) of the best mean of `window` reports that follow each other, at the last of them; the mean of all
+        where there are fewer. None when there is no value, or the settings were bad."""
+        rows = [(step, row[sweep.metric]) for step, row in self.reports.items() if sweep.metric in row]
+        rows = [(step, value) for step, value in rows if math.isfinite(value)]
+        if not rows or self.state is State.BAD:
             return None
-        return (min if mode == "min" else max)(values, key=lambda pair: pair[1])
+        width = min(sweep.window, len(rows))
+        parts = (rows[end - width : end] for end in range(width, len(rows) + 1))
+        means = [(part[-1][0], math.fsum(value for _, value in part) / width) for part in parts]
+        return (min if sweep.mode == "min" else max)(means, key=lambda pair: pair[1])
 
-    def settings(self, metric: str, mode: Mode) -> dict[str, Any]:
+    def settings(self, sweep: SweepConfig) -> dict[str, Any]:
         """The sample that the best report was made with, else the present one."""
-        best = self.best(metric, mode)
+        best = self.best(sweep)
         return self.samples[best[0]] if best else self.sample
 
     def last(self, metric: str) -> float | None:
@@ -138,22 +142,22 @@ def read_trials(directory: Path) -> list[TrialLog]:
     return list(trials.values())
 
 
-def ranked(trials: Sequence[TrialLog], metric: str, mode: Mode) -> list[TrialLog]:
+def ranked(trials: Sequence[TrialLog], sweep: SweepConfig) -> list[TrialLog]:
     """Best first: whole trials and those stopped early, then the interrupted and failed, then those without a value."""
 
     def key(trial: TrialLog) -> tuple[int, float]:
-        best = trial.best(metric, mode)
+        best = trial.best(sweep)
         if best is None:
             return 2, 0.0
-        return int(trial.state in (State.FAILED, State.INTERRUPTED)), best[1] if mode == "min" else -best[1]
+        return int(trial.state in (State.FAILED, State.INTERRUPTED)), best[1] if sweep.mode == "min" else -best[1]
 
     return sorted(trials, key=key)
 
 
-def best_of(trials: Sequence[TrialLog], metric: str, mode: Mode) -> TrialLog | None:
+def best_of(trials: Sequence[TrialLog], sweep: SweepConfig) -> TrialLog | None:
     """The trial whose settings are the best known."""
-    first = next(iter(ranked(trials, metric, mode)), None)
-    return first if first and first.best(metric, mode) else None
+    first = next(iter(ranked(trials, sweep)), None)
+    return first if first and first.best(sweep) else None
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -176,17 +180,17 @@ def shown(value: Any) -> str:
 
 def write_tables(plan: Plan, trials: Sequence[TrialLog]) -> TrialLog | None:
     """Write `table.csv`, `table.md` and, when some trial has a value, `best.toml`; the best trial."""
-    metric, mode = plan.sweep.metric, plan.sweep.mode
-    order, best = ranked(trials, metric, mode), best_of(trials, metric, mode)
+    sweep = plan.sweep
+    order, best = ranked(trials, sweep), best_of(trials, sweep)
     (plan.directory / "table.csv").write_text(_csv(plan, order, best))
     (plan.directory / "table.md").write_text(_markdown(plan, order, best))
     if best:
-        (plan.directory / "best.toml").write_text(best_recipe(plan, best.settings(metric, mode)))
+        (plan.directory / "best.toml").write_text(best_recipe(plan, best.settings(sweep)))
     return best
 
 
 def _csv(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
-    metric, mode = plan.sweep.metric, plan.sweep.mode
+    sweep, metric = plan.sweep, plan.sweep.metric
     finals = [next(reversed(trial.reports.values()), {}) for trial in trials]
     reported = sorted({name for row in finals for name in row})
     text = io.StringIO()
@@ -194,8 +198,8 @@ def _csv(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
     writer.writerow(["trial", "is_best", "state", "reason", *plan.space, "best_step", f"best {metric}", f"last {metric}",
                      "last_step", "seconds", "starts", "directory", *(f"final {name}" for name in reported)])  # fmt: skip
     for trial, final in zip(trials, finals, strict=True):
-        step, value = trial.best(metric, mode) or (None, None)
-        sample = trial.settings(metric, mode)
+        step, value = trial.best(sweep) or (None, None)
+        sample = trial.settings(sweep)
         settings = [sample.get(name) for name in plan.space]
         writer.writerow([trial.name, trial is best, trial.state, trial.reason, *settings, step, value, trial.last(metric),
                          trial.step, round(trial.elapsed(), 1), trial.starts, plan.runs / trial.name,
@@ -204,12 +208,12 @@ def _csv(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
 
 
 def _markdown(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
-    metric, mode, short = plan.sweep.metric, plan.sweep.mode, labels(list(plan.space))
+    sweep, metric, short = plan.sweep, plan.sweep.metric, labels(list(plan.space))
     head = ["", "trial", "state", *short.values(), f"best {metric}", "at step", "at the end", "seconds", "why"]
     rows = []
     for trial in trials:
-        step, value = trial.best(metric, mode) or (None, None)
-        sample = trial.settings(metric, mode)
+        step, value = trial.best(sweep) or (None, None)
+        sample = trial.settings(sweep)
         settings = [shown(sample.get(name)) for name in plan.space]
         cells = ["**best**" if trial is best else "", trial.name, trial.state, *settings, shown(value), shown(step),
                  shown(trial.last(metric)), f"{trial.elapsed():.0f}", trial.reason.replace("|", "\\|")]  # fmt: skip
@@ -217,7 +221,7 @@ def _markdown(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> 
     counts = ", ".join(f"{n} {state}" for state in State if (n := sum(t.state is state for t in trials)))
     return "\n".join([
         f"# {plan.name}", "",
-        f"{metric}, {mode}; search {plan.sweep.search}, scheduler {plan.sweep.scheduler}; {counts or 'no trials'}.", "",
+        f"{metric}, {sweep.mode}; search {sweep.search}, scheduler {sweep.scheduler}; {counts or 'no trials'}.", "",
         f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows, "",
     ])  # fmt: skip
 
@@ -234,7 +238,7 @@ def best_recipe(plan: Plan, sample: Mapping[str, Any]) -> str:
         for section in sections:
             table = table.setdefault(section, {})
         table[last] = list(value) if isinstance(value, tuple) else "None" if value is None else value
-    return tomli_w.dumps(tables)
+    return f"# The best settings of the sweep {plan.name}.\n{tomli_w.dumps(tables)}"
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -42,8 +42,8 @@ class Screen:
         """Say what happened to a trial, unless the table shows it: "started", "report", "ended" or "retry"."""
         if self._live or (event == "report" and len(trial.reports) % _EVERY):
             return
-        metric, mode = self._plan.sweep.metric, self._plan.sweep.mode
-        best = trial.best(metric, mode)
+        sweep, metric = self._plan.sweep, self._plan.sweep.metric
+        best = trial.best(sweep)
         value = f"best {metric} {shown(best[1])} at step {best[0]}" if best else f"no {metric}"
         match event:
             case "started":
@@ -59,18 +59,18 @@ class Screen:
 
     def table(self) -> Table:
         """Running trials first, then the best; a headline with counts, the best so far, and when it will be over."""
-        metric, mode = self._plan.sweep.metric, self._plan.sweep.mode
+        sweep, metric = self._plan.sweep, self._plan.sweep.metric
         trials = list(self._trials.values())
-        order = ranked(trials, metric, mode)
+        order = ranked(trials, sweep)
         order = [t for t in order if t.state is State.RUNNING] + [t for t in order if t.state is not State.RUNNING]
         room = max(self._console.height - _FRAME, 3)
         table = Table(title=self.headline(), title_justify="left", title_style="bold", expand=False,
                       caption=f"and {len(order) - room} more" if len(order) > room else None)  # fmt: skip
         for column in ("trial", "state", *self._labels.values(), "step", metric, "best", "time"):
             table.add_column(column, no_wrap=column in ("trial", "state"))
-        best_trial, now = best_of(trials, metric, mode), time.time()
+        best_trial, now = best_of(trials, sweep), time.time()
         for trial in order[:room]:
-            best, state = trial.best(metric, mode), f"[{STYLES[trial.state]}]{trial.state}[/]"
+            best, state = trial.best(sweep), f"[{STYLES[trial.state]}]{trial.state}[/]"
             value = shown(best[1]) if best else ""
             table.add_row(trial.name, state, *(escape(shown(trial.sample.get(name))) for name in self._labels), shown(trial.step),
                           shown(trial.last(metric)), f"[bold]{value}[/]" if trial is best_trial else value,
@@ -83,8 +83,8 @@ class Screen:
         counts = [f"{n} {state}" for state in State if (n := sum(trial.state is state for trial in trials))]
         waiting = self._plan.trials - len(trials)
         counts += [f"{waiting} waiting"] if waiting > 0 else []
-        best_trial = best_of(trials, sweep.metric, sweep.mode)
-        best = best_trial.best(sweep.metric, sweep.mode) if best_trial else None
+        best_trial = best_of(trials, sweep)
+        best = best_trial.best(sweep) if best_trial else None
         elapsed, done = time.time() - self._began, self._done()
         gained = done - self._before
         eta = _spell(elapsed * (self._plan.trials - done) / gained) if gained > 0 else "?"

@@ -174,9 +174,7 @@ class Watch(tune.Callback):
         directory = self._plan.runs / trial.trial_id
         if state is State.STOPPED and directory.is_dir():
             write_atomically(directory / VERDICT, json.dumps({ENDED: state, REASON: reason, FATAL: False}))
-            write_status(
-                directory, RunState.FAILED, (log.step or 0) + 1, "stopped early by the search: others did better"
-            )
+            write_status(directory, RunState.FAILED, (log.step or 0) + 1, "stopped by the search: others did better")
         self._screen.tell(log, "ended")
         write_tables(self._plan, list(self._ledger.trials.values()))
         return log

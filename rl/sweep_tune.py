@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import random
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
 
 from cluster.placement import bundles, connect, require_room
-from cluster.settings import SettingsError, flat
+from cluster.settings import SettingsError, flat, load
 from cluster.tracking import UnknownMetric
 from rl.sweep import Job
 from rl.sweep_config import Plan
@@ -44,10 +45,10 @@ def search(plan: Plan, job: Job) -> int:
         for sample in plan.samples_to_check():
             require_room(trial_claims(job, plan, sample))
         plan = replace(plan, recipe=plan.directory / RECIPE)
-        extra = _shared_model(plan)
+        models = _models(plan)
         try:
             with _quiet():
-                _tuner(job, plan, extra).fit()
+                _tuner(job, plan, models).fit()
         except TuneError as error:
             raise _meant(error, plan) from error
         finally:
@@ -59,11 +60,11 @@ def search(plan: Plan, job: Job) -> int:
         return _conclude(plan, trials, best, bool(plots))
 
 
-def _tuner(job: Job, plan: Plan, extra: Sequence[str]) -> tune.Tuner:
-    sweep, asha = plan.sweep, plan.sweep.asha
+def _tuner(job: Job, plan: Plan, models: Mapping[tuple[Any, ...], tuple[str, ...]]) -> tune.Tuner:
+    sweep, asha, names = plan.sweep, plan.sweep.asha, _made_of(plan)
 
     def trial(sample: dict[str, Any]) -> None:
-        run_trial(job, plan, sample, extra)
+        run_trial(job, plan, sample, models.get(tuple(sample[name] for name in names), ()))
 
     trainable = tune.with_resources(
         trial, lambda sample: tune.PlacementGroupFactory(bundles(trial_claims(job, plan, sample)))
@@ -135,16 +136,28 @@ def _search(plan: Plan) -> Any:
     return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.concurrent)
 
 
-def _shared_model(plan: Plan) -> tuple[str, ...]:
-    """Words that give every trial the same tiny model, built here once, unless the search changes what it is made of."""
-    made_of = ("model.path", "model.tiny.", "corpus.", "seed")
-    if flat(plan.base).get("model.path") != "" or any(name.startswith(made_of) for name in plan.space):
-        return ()
+def _models(plan: Plan) -> dict[tuple[Any, ...], tuple[str, ...]]:
+    """Words that give trials their tiny model, built here once for all that make it of the same settings, by the values of
+    these settings. Empty where trials bring models, or draw such settings from ranges: then each builds its own."""
+    names = _made_of(plan)
+    if flat(plan.base).get("model.path") is None or (names and plan.sweep.search != "grid"):
+        return {}
     from rl.intake import with_model
     from rollout.corpora import load as load_corpus
 
-    made = with_model(plan.base, load_corpus(plan.base.corpus), plan.directory)
-    return ("--model.path", made.model.path)
+    models: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    for number, values in enumerate(itertools.product(*(plan.space[name].tried for name in names))):
+        sample = dict(zip(names, values, strict=True))
+        recipe: Any = load(type(plan.base), plan.recipe, sample=sample, argv=plan.words)
+        if not recipe.model.path:
+            made = with_model(recipe, load_corpus(recipe.corpus), plan.directory / "models" / str(number))
+            models[values] = ("--model.path", made.model.path)
+    return models
+
+
+def _made_of(plan: Plan) -> list[str]:
+    """The searched settings that a tiny model is made of."""
+    return [name for name in plan.space if name.startswith(("model.path", "model.tiny.", "corpus.", "seed"))]
 
 
 @contextmanager
@@ -178,16 +191,14 @@ def _meant(error: TuneError, plan: Plan) -> Exception:
 
 
 def _conclude(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None, plotted: bool) -> int:
-    directory, metric, mode = plan.directory, plan.sweep.metric, plan.sweep.mode
+    directory, sweep, metric = plan.directory, plan.sweep, plan.sweep.metric
     if best:
-        step, value = best.best(metric, mode) or (0, math.nan)
-        said = ", ".join(
-            f"{short} {shown(best.settings(metric, mode)[n])}" for n, short in labels(list(plan.space)).items()
-        )
+        step, value = best.best(sweep) or (0, math.nan)
+        said = ", ".join(f"{short} {shown(best.settings(sweep)[n])}" for n, short in labels(list(plan.space)).items())
         print(f"best: {said}: {metric} {shown(value)} at step {step} (trial {best.name})\n"
               f"recipe with it: {directory / 'best.toml'}")  # fmt: skip
     print(f"all trials: {directory / 'table.md'}" + (f", plots: {directory / 'plots'}" if plotted else ""))
-    open_ = plan.trials - sum(trial.state is not State.INTERRUPTED for trial in trials)
+    open_ = max(plan.trials - sum(trial.state is not State.INTERRUPTED for trial in trials), 0)
     if open_:
         print(f"interrupted with {open_} of {plan.trials} trials open: the same command with --resume goes on")
     return int(bool(open_) or not any(trial.state is State.FINISHED for trial in trials))

@@ -103,7 +103,9 @@ def test_settings_and_vocabulary_are_light() -> None:
     assert loaded("\n".join(f"import {module}" for module in modules)) == []
 
 
-@pytest.mark.parametrize("words", ["--help", "ppo --help", "ppo local --help", "demo --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "ppo --help", "ppo local --help", "sft --help", "sweep --help", "demo --help"]
+)
 def test_help_is_light(words: str) -> None:
     """Whoever asks for help gets it, with exit code 0, before anything heavy is loaded."""
     program = f"""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class ToyRecipe:
     rate: float = 0.01
     ranks: int = 0
     pause: float = 0.0
-    fault: Literal["", "die", "raise", "bad", "diverge", "silent"] = ""
+    fault: Literal["", "die", "raise", "bad", "diverge", "sparse"] = ""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
@@ -83,7 +84,7 @@ def run_toy(recipe: ToyRecipe) -> Path:
             if step == 3:
                 fail(recipe)
             learner.weight += recipe.rate
-            figures = {} if recipe.fault == "silent" else {"toy/loss": loss(recipe.rate, step)}
+            figures = {} if recipe.fault == "sparse" and step % 2 else {"toy/loss": loss(recipe.rate, step)}
             tracker.log(step, {"toy/weight": learner.weight, **figures})
             checkpoints.note(-loss(recipe.rate, step))
             if checkpoints.due(step):
@@ -192,21 +193,23 @@ def test_the_machines_failures_are_retried_and_bad_settings_are_not(
 ) -> None:
     """A trial that is killed, or that the disk fails, starts again where its checkpoint is and ends once; one whose
     settings cannot work, or that diverges, runs once, and the table says why."""
-    text = '[space]\nfault = ["", "die", "raise", "bad", "diverge"]\nranks = [1]\n'
+    text = '[space]\nfault = ["", "die", "raise", "bad", "diverge", "sparse"]\nranks = [1]\n'
     code, rows = sweeps.run("faults", text)
     assert code == 0
     by_fault = {row["fault"]: row for row in rows}
     assert {fault: row["state"] for fault, row in by_fault.items()} == {
-        "": "finished", "die": "finished", "raise": "finished", "bad": "bad", "diverge": "bad"
+        "": "finished", "die": "finished", "raise": "finished", "bad": "bad", "diverge": "bad",
+        "sparse": "finished",
     }  # fmt: skip
     assert [by_fault[fault]["starts"] for fault in ("", "die", "raise", "bad", "diverge")] == ["1", "2", "2", "1", "1"]
     assert by_fault["bad"]["reason"] == "toy.rate must be low, is not"
     assert by_fault["diverge"]["reason"] == "the loss of update 3 is not finite"
+    assert by_fault["sparse"]["last_step"] == "4"  # steps without the metric are told with the next that has it
     began = {(e["trial"], e["first"]) for e in sweeps.journal("faults") if e["what"] == "began"}
     for fault in ("die", "raise"):  # the checkpoint after step 2 was whole
         assert {first for trial, first in began if trial == by_fault[fault]["trial"]} == {0, 2}
     ended = [by_fault[fault]["trial"] for fault in ("", "die", "raise")]
-    assert sweeps.completed("faults") == Counter(ended)
+    assert sweeps.completed("faults") == Counter([*ended, by_fault["sparse"]["trial"]])
     for trial in ended:
         assert [r["step"] for r in read_metrics(sweeps.folder / "faults/trials" / trial / METRICS_FILE)] == list(
             range(6)
@@ -246,7 +249,7 @@ def test_asha_stops_the_worse_early(sweeps: Sweeps) -> None:
         ("0.01", "finished", "5"), ("0.9", "stopped early", "2"), ("5.0", "stopped early", "2")
     ]  # fmt: skip
     status = json.loads((sweeps.folder / "asha" / "trials" / rows[1]["trial"] / "status.json").read_text())
-    assert "stopped early" in status["message"]
+    assert "stopped by the search" in status["message"]
 
 
 def test_optuna_searches_ranges(sweeps: Sweeps) -> None:
@@ -322,17 +325,17 @@ def test_what_a_cluster_or_a_directory_refuses(sweeps: Sweeps) -> None:
 def test_a_search_whose_process_was_killed_goes_on(sweeps: Sweeps) -> None:
     """kill -9 of the driver when some trials are through: --resume finishes the others, from their checkpoints, and runs
     none of the finished again."""
-    words = sweeps.words("killed", "concurrent = 2\n[space]\nrate = [0.01, 0.02, 0.03, 0.04]\n", "--pause", "0.2")
+    words = sweeps.words("killed", "concurrent = 2\n[space]\nrate = [0.01, 0.02, 0.03]\n", "--pause", "0.2")
     driver = sweeps.drive(words)
-    wait_for(lambda: len(sweeps.completed("killed")) >= 2 or driver.poll() is not None)
-    time.sleep(1.0)  # into the next two
+    wait_for(lambda: sweeps.completed("killed") or driver.poll() is not None)
+    time.sleep(0.5)
     driver.kill()
     driver.communicate()
     before = sweeps.completed("killed")
-    assert 2 <= len(before) < 4
+    assert 1 <= len(before) < 3
     assert sweep([*words, "--resume"]) == 0
     rows = sweeps.table("killed")
-    assert {row["rate"]: row["state"] for row in rows} == dict.fromkeys(("0.01", "0.02", "0.03", "0.04"), "finished")
+    assert {row["rate"]: row["state"] for row in rows} == dict.fromkeys(("0.01", "0.02", "0.03"), "finished")
     assert sweeps.completed("killed") == Counter(row["trial"] for row in rows)
     for row in rows:
         assert float(row["best toy/loss"]) == pytest.approx(loss(float(row["rate"]), 5))
@@ -358,23 +361,22 @@ def test_a_lost_node_loses_no_trial(sweeps: Sweeps, cluster: Cluster) -> None:
     """Trials lie on all three nodes; one node is taken away in the middle: every trial ends, once."""
     text = "driver_cpus = 1.0\nmax_failures = 3\n[space]\nrate = [0.01, 0.02, 0.03, 0.04, 0.05]\n"
     words = sweeps.words("nodes", text, "--pause", "0.4", "--steps", "8")
-    driver = sweeps.drive(words)
     doomed = cluster.list_all_nodes()[-1]
 
-    def began(least: int) -> bool:
-        rows = [row for e in sweeps.journal("nodes") if (row := e)["node"] == doomed.node_id]
-        reached = [read_metrics(sweeps.folder / "nodes/trials" / row["trial"] / METRICS_FILE) for row in rows]
-        return any(len(steps) >= least for steps in reached)
+    def well_begun() -> bool:
+        """Whether a trial on the doomed node is past a checkpoint."""
+        there = [entry["trial"] for entry in sweeps.journal("nodes") if entry["node"] == doomed.node_id]
+        return any(len(read_metrics(sweeps.folder / "nodes/trials" / trial / METRICS_FILE)) >= 3 for trial in there)
 
-    wait_for(lambda: began(3))
-    assert len({entry["node"] for entry in sweeps.journal("nodes")}) == 3
-    cluster.remove_node(doomed, allow_graceful=False)
-    out, err = driver.communicate(timeout=120)
-    assert driver.returncode == 0, f"{out}\n{err}"
+    with ThreadPoolExecutor() as pool:
+        code = pool.submit(sweep, words)
+        wait_for(lambda: well_begun() or code.done())
+        assert len({entry["node"] for entry in sweeps.journal("nodes")}) == 3
+        cluster.remove_node(doomed, allow_graceful=False)
+        assert code.result(timeout=120) == 0
     rows = sweeps.table("nodes")
     assert [row["state"] for row in rows] == ["finished"] * 5
     assert sweeps.completed("nodes") == Counter(row["trial"] for row in rows)
-    assert "2" in {row["starts"] for row in rows}
     lost = next(row["trial"] for row in rows if row["starts"] == "2")
     firsts = [e["first"] for e in sweeps.journal("nodes") if e["trial"] == lost and e["what"] == "began"]
     assert firsts[0] == 0 and firsts[1] > 0

@@ -34,6 +34,7 @@ from rl.sweep_screen import Screen
 from rl.sweep_space import Choice, Range
 
 METRIC = "reward/mean"
+HIGH, LOW = SweepConfig(metric=METRIC, mode="max"), SweepConfig(metric=METRIC, mode="min")
 SAMPLE = {"ppo.policy_lr": 1e-3, "ppo.clip_low": 0.1, "model.lora.targets": ["q_proj"]}
 
 
@@ -107,21 +108,34 @@ def test_time_between_two_starts_does_not_count(plan: Plan) -> None:
 
 def test_the_best_is_a_whole_or_stopped_trial(trials: list[TrialLog]) -> None:
     """Bad settings never win, whatever they reported; a failed or interrupted trial only where there is nothing else."""
-    assert [t.name for t in ranked(trials, METRIC, "max")] == ["best", "fine", "cut", "broken", "late", "wrong"]
-    assert [t.name for t in ranked(trials, METRIC, "min")] == ["fine", "best", "cut", "late", "broken", "wrong"]
-    best = best_of(trials, METRIC, "max")
-    assert best and best.name == "best" and best.best(METRIC, "max") == (1, 0.9) and best.last(METRIC) == 0.8
-    assert best_of([named(trials, "wrong")], METRIC, "max") is None and best_of([], METRIC, "max") is None
-    assert best_of([named(trials, "broken"), named(trials, "wrong")], METRIC, "max") is named(trials, "broken")
-    assert named(trials, "fine").best("no/such", "max") is None and named(trials, "fine").last("no/such") is None
+    assert [t.name for t in ranked(trials, HIGH)] == ["best", "fine", "cut", "broken", "late", "wrong"]
+    assert [t.name for t in ranked(trials, LOW)] == ["fine", "best", "cut", "late", "broken", "wrong"]
+    best = best_of(trials, HIGH)
+    assert best and best.name == "best" and best.best(HIGH) == (1, 0.9) and best.last(METRIC) == 0.8
+    assert best_of([named(trials, "wrong")], HIGH) is None and best_of([], HIGH) is None
+    assert best_of([named(trials, "broken"), named(trials, "wrong")], HIGH) is named(trials, "broken")
+    assert (
+        named(trials, "fine").best(replace(HIGH, metric="no/such")) is None
+        and named(trials, "fine").last("no/such") is None
+    )
 
 
 def test_a_value_that_is_no_number_is_not_best(plan: Plan) -> None:
     """NaN and infinity are passed over, in both directions."""
     ledger = Ledger(plan.directory / LEDGER)
     run(ledger, "a", [math.nan, 0.2, math.inf, -math.inf], State.FINISHED)
-    for mode in ("min", "max"):
-        assert ledger.trials["a"].best(METRIC, mode) == (1, 0.2)  # type: ignore[arg-type]
+    assert ledger.trials["a"].best(LOW) == ledger.trials["a"].best(HIGH) == (1, 0.2)
+
+
+def test_the_best_is_a_mean_over_the_window(plan: Plan) -> None:
+    """One lucky step does not win; a trial of fewer reports than the window has their mean."""
+    ledger = Ledger(plan.directory / LEDGER)
+    run(ledger, "lucky", [0.0, 1.0, 0.1, 0.2, 0.2], State.FINISHED)
+    run(ledger, "steady", [0.5, 0.5, 0.6, 0.7, 0.7], State.FINISHED)
+    trials, wide = list(ledger.trials.values()), replace(HIGH, window=3)
+    assert [best_of(trials, sweep).name for sweep in (HIGH, wide)] == ["lucky", "steady"]  # type: ignore[union-attr]
+    assert trials[1].best(wide) == (4, pytest.approx(2 / 3)) and trials[0].best(wide) == (3, pytest.approx(1.3 / 3))
+    assert trials[0].best(replace(HIGH, window=9)) == (4, pytest.approx(0.3))
 
 
 def test_settings_that_changed_on_the_way_are_those_of_the_best_step(plan: Plan) -> None:
@@ -130,9 +144,9 @@ def test_settings_that_changed_on_the_way_are_those_of_the_best_step(plan: Plan)
     run(ledger, "a", [0.1, 0.9], None, lr=1e-3)
     ledger.note("a", "started", sample={"ppo.policy_lr": 2e-3})
     ledger.note("a", "report", step=2, metrics={METRIC: 0.5})
-    assert ledger.trials["a"].settings(METRIC, "max")["ppo.policy_lr"] == 1e-3
+    assert ledger.trials["a"].settings(HIGH)["ppo.policy_lr"] == 1e-3
     ledger.note("a", "report", step=1, metrics={METRIC: 0.4})  # taken again, from another trial's checkpoint
-    assert ledger.trials["a"].settings(METRIC, "max")["ppo.policy_lr"] == 2e-3
+    assert ledger.trials["a"].settings(HIGH)["ppo.policy_lr"] == 2e-3
     assert list(ledger.trials["a"].reports) == [0, 1]
 
 
