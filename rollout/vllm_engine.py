@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine_config import EngineSpec
+from rollout.fields import read_labels
 from rollout.tokenizer import load_tokenizer
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
 
@@ -111,7 +112,8 @@ class VllmEngine:
         ]
         outputs = await self._run([prompt.token_ids for prompt in prompts], params)
         texts = self._tokenizer.batch_decode([o.outputs[0].token_ids for o in outputs], skip_special_tokens=True)
-        return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, texts, strict=True)]
+        replies = [read_labels(text)[1] for text in texts]  # labels that the policy writes first are no words to the client
+        return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, replies, strict=True)]
 
     @ends_with_its_core
     async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
