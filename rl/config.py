@@ -12,6 +12,22 @@ from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
 
 Shape = Literal["mixtral", "mistral", "gpt2"]
+# What a resumed run must share with the run that it continues: the checkpoint holds state of these.
+BOUND = (
+    "seed",
+    "model.",
+    "corpus.",
+    "prompts.",
+    "sampling.",
+    "data.",
+    "fields.",
+    "sft.batch",
+    "sft.valid_sequences",
+    "sft.epochs",
+    "learner.ranks",
+    "learner.zero_stage",
+    "rewards.normalise",
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,9 @@ class LearnerConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = 8  # rows that a rank sends through the model at once
     cpus: float = 1.0  # Ray CPUs that a rank claims
+    gpus: float = (
+        1.0  # GPUs that a rank claims where the cluster has any; a fraction for a single rank: NCCL shares none
+    )
     threads: int = 1  # threads of a rank's tensor operations, on CPU
     max_live_parameters: int = (
         3_000_000_000  # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
@@ -84,6 +103,10 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, "learner.", self, "ranks", "micro_batch", "threads")
+        if not (self.gpus == 1 or (0 < self.gpus < 1 and self.ranks == 1)):
+            raise ValueError(
+                f"learner.gpus must be 1, or a fraction with learner.ranks = 1, is {self.gpus} with {self.ranks} ranks; set 1"
+            )
 
 
 @dataclass(frozen=True)

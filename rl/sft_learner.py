@@ -83,9 +83,7 @@ class SftLearner:
         for part in shares(batch, zero.world_size, learner.micro_batch)[zero.rank]:
             loss = zero(*self._rows(part)) / tokens
             if zero.all_reduce(torch.isfinite(loss.detach()).float(), "min") < 1:
-                raise NonFiniteLoss(
-                    f"the loss of update {self._updates} is not finite ({float(loss):g} on rank {zero.rank})"
-                )
+                raise NonFiniteLoss(f"the loss of update {self._updates} is not finite")
             zero.backward(loss, {"policy": rate})
             total += loss.detach()
         self._updates += 1
@@ -100,7 +98,7 @@ class SftLearner:
 
     @torch.no_grad()
     def validate(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Mean cross-entropy (nats) of the trained tokens, and its exponential."""
+        """Mean cross-entropy (nats) of the trained tokens, and its exponential. Raises NonFiniteLoss."""
         zero, micro = self._zero, self._recipe.learner.micro_batch
         was_training = self._module.training
         self._module.eval()
@@ -109,6 +107,8 @@ class SftLearner:
             total += zero(*self._rows(part))
         self._module.train(was_training)
         loss = float(zero.all_reduce(total)) / trained_tokens(examples)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the validation loss after update {self._updates - 1} is not finite")
         return {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))}
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> list[str]:

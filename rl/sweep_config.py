@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.settings import SettingsError, flat, knobs, load, read_recipe, require_at_least
-from rl.config import require_run_name
+from rl.config import BOUND, require_run_name
 from rl.sweep_space import Range, Space, read_space
 
 HELP = """usage: attune sweep RECIPE SWEEP.toml [--resume] [--sweep.NAME value ...] [--dotted.name value ...]
@@ -226,7 +226,7 @@ def _check_space(plan: Plan, known: set[str]) -> None:
     for name, law in plan.space.items():
         if name not in known or name in ("name", "runs", "job"):
             close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close and close[0] != name else "see attune ppo --help"
+            hint = f"did you mean {close[0]!r}?" if close and close[0] != name else f"see attune {plan.base.job} --help"
             if name.rpartition(".")[0] in known:
                 hint = "laws are uniform, loguniform, randint, choice"
             raise ValueError(
@@ -234,6 +234,11 @@ def _check_space(plan: Plan, known: set[str]) -> None:
             )
         if name in plan.given:
             raise ValueError(f"{name} must not be searched and on the command line, which wins; drop one of them")
+        if plan.sweep.scheduler == "pbt" and name.startswith(BOUND):
+            raise ValueError(
+                f'[space] {name} must not be searched with scheduler "pbt": a trial that takes over a checkpoint cannot change '
+                "what the checkpoint holds state of; search it with another scheduler"
+            )
         if plan.sweep.search == "grid" and isinstance(law, Range):
             raise ValueError(
                 f'[space] {name} must be a list with search "grid", is {law.law}; or set search = "random"'

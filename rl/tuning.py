@@ -78,6 +78,7 @@ class TunedPolicy(nn.Module):
         if config.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable({"use_reentrant": False})
             self.policy.enable_input_require_grads()
+        self.train()  # pretrained models come in evaluation mode: no dropout, no checkpointing
 
     def forward(self, tokens_BS: Tensor, positions_BS: Tensor, mask_BT: Tensor) -> Tensor:
         """Sum over the mask of -log p(next token), nats, in float32."""

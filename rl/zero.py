@@ -213,7 +213,7 @@ def add_label_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
     Where the embedding is frozen, labels differ by what their words mean, instead of by noise.
     """
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > _full_shape(model.get_input_embeddings().weight)[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         with torch.no_grad(), _gathered([layer.weight], modifier_rank=0):

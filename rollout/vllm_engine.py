@@ -112,7 +112,9 @@ class VllmEngine:
         ]
         outputs = await self._run([prompt.token_ids for prompt in prompts], params)
         texts = self._tokenizer.batch_decode([o.outputs[0].token_ids for o in outputs], skip_special_tokens=True)
-        replies = [read_labels(text)[1] for text in texts]  # labels that the policy writes first are no words to the client
+        replies = [
+            read_labels(text)[1] for text in texts
+        ]  # labels that the policy writes first are no words to the client
         return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, replies, strict=True)]
 
     @ends_with_its_core

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +26,16 @@ from cluster.placement import Claim, Placement, connect
 from cluster.settings import load
 from cluster.workers import WorkerGroup
 from rl.__main__ import main
+from rl.checkpoints import DamagedCheckpoint
+from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET
 from rl.sequences import read_examples
-from rl.sft import SftRank, prepare
 from rl.sft_config import SftRecipe
 from rl.sft_learner import SftLearner
+from rl.sft_lesson import prepare
+from rl.sft_rank import SftRank
 from rollout.corpora import load as load_corpus
+from rollout.tokenizer import load_tokenizer
 from tests.ranks import rebuild
 from tests.tiny import RECIPES, save_tiny
 
@@ -172,6 +178,83 @@ def test_early_stopping_ends_the_run_for_good(model: Path, groups: dict[int, Wor
     assert losses.index(min(losses)) == len(losses) - 3
     assert len(ends[0]) < lesson.updates
     assert ends[0] == ends[1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_batch(
+    model: Path, groups: dict[int, WorkerGroup], tmp_path: Path
+) -> None:
+    """Both ranks raise NonFiniteLoss that names the file; it holds the sequences of that update."""
+    broken = AutoModelForCausalLM.from_pretrained(model)
+    broken.get_output_embeddings().weight.data[7] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    load_tokenizer(str(model)).save_pretrained(tmp_path / "broken")
+    recipe = quick(tmp_path / "broken", tmp_path)
+    group, lesson = learners(recipe, groups)
+    rebuild(group, SftRank, recipe, lesson)
+    with pytest.raises(NonFiniteLoss, match=r"not finite; its batch is in .*diverged/update-0") as raised:
+        group.all(SftRank.fit)
+    [path] = (recipe.directory / "diverged").iterdir()
+    assert str(path) in str(raised.value)
+    assert len(read_examples(path)) == recipe.sft.batch
+
+
+def test_no_sound_checkpoint_is_told_on_every_rank(model: Path, groups: dict[int, WorkerGroup], tmp_path: Path) -> None:
+    """Two ranks, and the only checkpoint damaged: both raise at once, none waits for the other."""
+    recipe = quick(model, tmp_path)
+    group, lesson = learners(recipe, groups)
+    rebuild(group, SftRank, recipe, lesson)
+    damaged = recipe.directory / "checkpoints/step-000004"
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text("{")
+    with pytest.raises(DamagedCheckpoint, match="none of the checkpoints"):
+        group.all(SftRank.fit)
+
+
+def test_a_labelled_model_keeps_its_labels(model: Path, groups: dict[int, WorkerGroup], tmp_path: Path) -> None:
+    """Tokens that the model knows already are not begun anew in a second run."""
+    recipe = quick(model, tmp_path, fields__strategy="predicted")
+    _, lesson = learners(recipe, groups)
+    assert lesson.label_words
+    labelled = tmp_path / "labelled"
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(labelled)
+    load_tokenizer(str(lesson.tokenizer)).save_pretrained(labelled)
+    again = quick(labelled, tmp_path, name="again", fields__strategy="predicted")
+    again.directory.mkdir()
+    assert not prepare(again, load_corpus(again.corpus), again.directory).label_words
+
+
+def test_a_search_runs_trials_in_their_own_placement_groups(
+    model: Path, groups: dict[int, WorkerGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real trials, one of which loses a rank to kill -9 and is started again by Tune: both finish every update once,
+    and the table has the loss of each one's last validation."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "two.toml").write_text(
+        'metric = "valid/loss"\nmode = "min"\nsearch = "grid"\nconcurrent = 1\nmax_failures = 2\n[space]\n"sft.lr" = [1e-3, 1e-2]\n'
+    )
+    words = [*KNOBS, "--model.path", str(model), "--runs", str(tmp_path), "--learner.ranks", "1", "--learner.cpus", "0.1",
+             "--sft.samples", "0", "--sft.epochs", "1"]  # fmt: skip
+    killer = threading.Thread(target=kill_a_rank_once, args=(tmp_path / "two/trials",), daemon=True)
+    killer.start()
+    assert main(["sweep", "sft_local", str(tmp_path / "two.toml"), *words]) == 0
+    killer.join(timeout=1)
+    with (tmp_path / "two/table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["state"] for row in table] == ["finished", "finished"]
+    assert sorted(int(row["starts"]) for row in table) == [1, 2]
+    for row in table:
+        trial = rows(Path(row["directory"]))
+        assert [r["step"] for r in trial] == list(range(len(trial)))
+        assert float(row["last valid/loss"]) == trial[-1]["valid/loss"]
+
+
+def kill_a_rank_once(trials: Path) -> None:
+    """kill -9 of the first process that holds a rank of a trial which has validated."""
+    while not any("valid/loss" in path.read_text() for path in trials.glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+    newest = max((p for p in psutil.process_iter() if "_Host" in p.name() or "ray::_Host" in " ".join(p.cmdline())),
+                 key=lambda p: p.create_time())  # fmt: skip
+    newest.kill()
 
 
 # --- the command ---

@@ -256,3 +256,13 @@ def test_a_law_is_checked_by_itself() -> None:
         read_space({"a": {"b": {"uniform": ["x", 2]}}})
     nested: dict[str, Any] = {"a": {"b": [1, 2], "c": {"d": {"randint": [0, 4]}}}}
     assert read_space(nested) == {"a.b": Choice((1, 2)), "a.c.d": Range("randint", 0, 4)}
+
+
+def test_pbt_cannot_search_what_a_checkpoint_binds(tmp_path: Path) -> None:
+    """A trial that takes over a checkpoint could not resume with another seed: refused before anything starts."""
+    sweep = tmp_path / "bound.toml"
+    sweep.write_text(
+        'metric = "valid/loss"\nmode = "min"\n' + RANDOM + 'scheduler = "pbt"\n[space]\n"sft.batch" = [4, 8]\n'
+    )
+    with pytest.raises(SettingsError, match=r"sft.batch must not be searched with scheduler"):
+        read_plan(["sft_local", str(sweep)], KINDS)

@@ -385,3 +385,9 @@ def test_a_label_token_begins_as_the_mean_of_its_words(bases: Any, shape: Shape)
         for token, text in words.items():
             ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
             torch.testing.assert_close(new[token], torch.stack([old[i] for i in ids]).mean(0))
+
+
+def test_a_fresh_policy_trains(bases: Any) -> None:
+    """Pretrained models come in evaluation mode: dropout and checkpointing would be off until the first validation."""
+    policy = tuned(bases, "gpt2", "full")
+    assert all(module.training for module in policy.modules())

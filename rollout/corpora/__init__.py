@@ -7,12 +7,12 @@ from pathlib import Path
 from rollout.config import CorpusConfig
 from rollout.corpora.corpus import Corpus, CorpusError
 from rollout.corpora.esconv import load_esconv
-from rollout.corpora.hope import load_hope
+from rollout.corpora.hope import SPELLINGS, load_hope
 from rollout.corpora.hub import load_hub
 from rollout.corpora.jsonl import load_jsonl
 from rollout.corpora.parquet import load_parquet
 
-__all__ = ["SAMPLE", "Corpus", "CorpusError", "load"]
+__all__ = ["SAMPLE", "Corpus", "CorpusError", "known_acts", "load"]
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -38,3 +38,8 @@ def load(config: CorpusConfig) -> Corpus:
             return load_parquet(path, config)
         case "hub":
             return load_hub(path, config)
+
+
+def known_acts(corpus: CorpusConfig) -> tuple[str, ...]:
+    """The dialogue acts that a corpus of this format may have; none where any may be."""
+    return tuple(SPELLINGS) if corpus.format in ("hope", "sample") else ()

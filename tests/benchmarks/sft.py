@@ -23,9 +23,10 @@ from rl.fleet import FLEET
 from rl.intake import with_model
 from rl.records import trackers
 from rl.sequences import draw, lay_out, read_examples, shares
-from rl.sft import Lesson, claims, prepare
+from rl.sft import claims
 from rl.sft_config import SftRecipe
 from rl.sft_learner import SftLearner
+from rl.sft_lesson import Lesson, prepare
 from rl.zero import _deepspeed_settings, load_model
 from rollout.chat import Example
 from rollout.corpora import load as load_corpus
