@@ -19,8 +19,9 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# two processes, a file each: most of a slow test is one process waiting for another to start
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # torch comes first and with its dependencies; the rest of the lock is complete, so nothing is resolved
 $(VENV)/.installed: $(LOCK) pyproject.toml

@@ -28,6 +28,7 @@ KNOBS = shlex.split("""
     --prompts.per_step 4 --prompts.max_context_tokens 96 --sampling.n 2 --sampling.max_tokens 16 --rollout.max_model_len 128
     --rollout.kv_cache_gb 0.03125 --learner.micro_batch 4 --checkpoint.every 3 --checkpoint.keep 9 --ppo.policy_lr 3e-3
     --ppo.lr_warmup 8 --ppo.lr_final 0.1 --ppo.kl_target 0.05 --ppo.kl_horizon 100 --rewards.normalise True --steps 6
+    --rewards.similarity.weight 0
 """)
 
 
@@ -160,7 +161,7 @@ def test_the_run_directory_holds_what_the_readme_says(undisturbed: Path) -> None
     assert record["packages"]["deepspeed"]
     assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
     last = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
-    for name in ("reward/mean", "reward/similarity", "policy/loss", "policy/kl", "policy/entropy", "policy/clip_fraction",
+    for name in ("reward/mean", "reward/length", "policy/loss", "policy/kl", "policy/entropy", "policy/clip_fraction",
                  "policy/ratio_max", "value/loss", "value/explained_variance", "rollout/tokens", "rollout/length",
                  "rollout/truncated", "publish/logprob_gap", "publish/bytes", "publish/seconds", "safety/dismissal",
                  "time/rollout_s", "time/step_s", "lag/steps"):  # fmt: skip

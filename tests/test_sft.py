@@ -252,8 +252,8 @@ def kill_a_rank_once(trials: Path) -> None:
     """kill -9 of the first process that holds a rank of a trial which has validated."""
     while not any("valid/loss" in path.read_text() for path in trials.glob("*/metrics.jsonl")):
         time.sleep(0.05)
-    newest = max((p for p in psutil.process_iter() if "_Host" in p.name() or "ray::_Host" in " ".join(p.cmdline())),
-                 key=lambda p: p.create_time())  # fmt: skip
+    below = psutil.Process().children(recursive=True)
+    newest = max((p for p in below if runs_as(p, "_Host")), key=lambda p: p.create_time())
     newest.kill()
 
 
@@ -267,7 +267,7 @@ KNOBS = [
     "--sft.batch",
     "16",
     "--sft.epochs",
-    "3",
+    "2",
     "--sft.valid_every",
     "6",
     "--sft.samples",
@@ -367,12 +367,16 @@ def test_a_killed_rank_is_restarted_by_ray_train_and_a_killed_driver_by_the_comm
 
 def ranks(driver: int) -> list[int]:
     """Process ids of Ray Train's workers below the driver's cluster."""
-    found = []
-    for child in psutil.process_iter(["pid", "cmdline"]):
-        if "RayTrainWorker" in " ".join(child.info["cmdline"] or []):
-            found.append(child.info["pid"])
+    found = [child.pid for child in psutil.Process(driver).children(recursive=True) if runs_as(child, "RayTrainWorker")]
     assert found
     return sorted(found)
+
+
+def runs_as(process: psutil.Process, name: str) -> bool:
+    try:
+        return name in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 @pytest.mark.parametrize(
