@@ -130,6 +130,8 @@ def demo(words: Sequence[str]) -> int:
     directory = run(recipe)
     print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
     change = reward_change([[row["reward/mean"]] for row in read_metrics(directory / METRICS_FILE)])
+    if change is not None:
+        print(f"rise of the mean reward, 95 % interval: {change.low:+.3f} to {change.high:+.3f}")
     if change is None or change.low <= 0:
         return _say("PPO did not learn: the reward's rise is not clear of 0", Exit.NOT_LEARNED)
     return Exit.DONE
