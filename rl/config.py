@@ -191,6 +191,15 @@ class TrackingConfig:
     mlflow_experiment: str = ""
 
 
+def require_master_weights(dtype: str, zero_stage: int) -> None:
+    """Raise ValueError when nothing would hold the trained weights in float32."""
+    if dtype == "bfloat16" and zero_stage == 0:
+        raise ValueError(
+            "learner.zero_stage must be 1, 2 or 3 with model.dtype bfloat16, is 0: without ZeRO there is no float32 copy of the "
+            "weights, and small updates would be rounded away; set learner.zero_stage = 2"
+        )
+
+
 def require_run_name(name: str) -> None:
     """Raise ValueError when a run of this name would not be one visible folder."""
     if not name or "/" in name or name.startswith("."):
@@ -242,11 +251,7 @@ class PpoRecipe:
                 f"prompts.per_step x sampling.n = {rows} replies must divide by ppo.minibatches x learner.ranks = {parts}; "
                 f"set prompts.per_step to a multiple of {parts}"
             )
-        if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
-            raise ValueError(
-                "learner.zero_stage must be 1, 2 or 3 with model.dtype bfloat16, is 0: without ZeRO there is no float32 copy "
-                "of the weights, and small updates would be rounded away; set learner.zero_stage = 2"
-            )
+        require_master_weights(self.model.dtype, self.learner.zero_stage)
         needed = self.prompts.max_context_tokens + self.sampling.max_tokens
         if needed > self.rollout.max_model_len:
             raise ValueError(

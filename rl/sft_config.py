@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.settings import require_at_least
-from rl.config import LearnerConfig, PretrainedConfig, TrackingConfig, require_run_name
+from rl.config import LearnerConfig, PretrainedConfig, TrackingConfig, require_master_weights, require_run_name
 from rollout.config import CorpusConfig, FieldsConfig, PairsName
 
 Tuning = Literal["full", "lora", "prefix", "prompt", "ia3", "ln", "bitfit"]
@@ -123,11 +123,7 @@ class SftRecipe:
                 f"sft.batch = {self.sft.batch} must give each of learner.ranks = {self.learner.ranks} a sequence; raise it, "
                 "or lower learner.ranks"
             )
-        if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
-            raise ValueError(
-                "learner.zero_stage must be 1, 2 or 3 with model.dtype bfloat16, is 0: without ZeRO there is no float32 copy "
-                "of the weights, and small updates would be rounded away; set learner.zero_stage = 2"
-            )
+        require_master_weights(self.model.dtype, self.learner.zero_stage)
         if self.sft.sample_tokens >= self.data.max_tokens:
             raise ValueError(
                 f"sft.sample_tokens = {self.sft.sample_tokens} must stay below data.max_tokens = {self.data.max_tokens}, to leave "
