@@ -95,10 +95,14 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for(lambda: call("job", "list").returncode == 0, timeout=90)
-        submitted = call(
+        words = [
             "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "runs"]}),
             "--", sys.executable, "-m", "rl", *command(model, runs, "undisturbed"),
-        )  # fmt: skip
+        ]  # fmt: skip
+        submitted, deadline = call(*words), time.monotonic() + 60
+        while "No available agent" in submitted.stderr + submitted.stdout and time.monotonic() < deadline:
+            time.sleep(1)  # the head answers a moment before it can take a job
+            submitted = call(*words)
         assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
         assert "step 6/6" in submitted.stdout
     finally:  # this head alone: `ray stop` would end every cluster on the machine

@@ -389,5 +389,5 @@ def test_a_label_token_begins_as_the_mean_of_its_words(bases: Any, shape: Shape)
 
 def test_a_fresh_policy_trains(bases: Any) -> None:
     """Pretrained models come in evaluation mode: dropout and checkpointing would be off until the first validation."""
-    policy = tuned(bases, "gpt2", "full")
+    policy = TunedPolicy(config_of("gpt2", "full"), lambda: copy.deepcopy(bases["gpt2"]).eval())
     assert all(module.training for module in policy.modules())
