@@ -89,6 +89,9 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     # a short folder: Ray's sockets lie in it, and a socket's path is at most 107 bytes
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
+         # ports of its own for the node's agent too: a cluster of another test has the default one, and without an
+         # agent a head answers and takes no job
+         "--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0",
          f"--ray-client-server-port={client}", "--temp-dir", tempfile.mkdtemp(prefix="attune-")],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
