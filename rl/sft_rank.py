@@ -56,7 +56,7 @@ class SftRank:
         """The loop: update, and every so often validate, sample, save. A collective; rank 0 keeps the records."""
         recipe, lesson, learner, sft = self._recipe, self._lesson, self._learner, self._recipe.sft
         train, valid = (read_examples(lesson.examples(split)) for split in ("train", "valid"))
-        checkpoints = Checkpoints(lesson.directory / "checkpoints", every=1, keep=recipe.keep, steps=lesson.updates)
+        checkpoints = Checkpoints(lesson.directory / "checkpoints", keep=recipe.keep)
         stopping, clock, constant = EarlyStopping(sft.patience), Clock(), learner.describe()
         first, best, waited = _led(
             learner, lambda every: (checkpoints.restore(every, stopping=stopping), stopping.best, stopping.waited)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cluster.settings import SettingsError, flat, knobs, load, read_recipe, require_at_least
 from rl.config import BOUND, require_run_name
+from rl.recipe_files import find, job_of
 from rl.sweep_space import Range, Space, read_space
 
 HELP = """usage: attune sweep RECIPE SWEEP.toml [--resume] [--sweep.NAME value ...] [--dotted.name value ...]
@@ -38,7 +39,6 @@ SWEEP.toml, or --sweep.NAME for all but [space]:
   [space]        "dotted.name" = [choices], or {uniform = [a, b]}, {loguniform = [a, b]}, {randint = [a, b]} (b excluded),
                  {choice = [...]}
 """
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,6 @@ class Plan:
                 yield from ({name: value} for value in law.tried)
 
 
-def find(word: str, folder: str) -> Path:
-    """The TOML file that `word` names: a path, or a shipped one of rl/FOLDER. Raises SettingsError when there is none."""
-    shipped = HERE / folder / f"{word}.toml"
-    path = shipped if shipped.is_file() else Path(word)
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
-        raise SettingsError(f"{word!r} must be a .toml file or one of the shipped {folder} {names}; there is none such")
-    return path
-
-
 def read_plan(words: Sequence[str], kinds: Mapping[str, type]) -> Plan:
     """The plan that the words after `attune sweep` ask for; `kinds` are the recipe types by job.
 
@@ -174,12 +164,9 @@ def read_plan(words: Sequence[str], kinds: Mapping[str, type]) -> Plan:
     """
     if len(words) < 2 or any(word.startswith("--") for word in words[:2]):
         raise SettingsError("attune sweep needs a recipe and a sweep: attune sweep RECIPE SWEEP.toml; see --help")
-    recipe, path = find(words[0], "recipes"), find(words[1], "sweeps")
+    recipe, path = find(words[0]), find(words[1], "sweeps")
     own, shared = _split([word for word in words[2:] if word != "--resume"])
-    job = read_recipe(recipe).get("job", "ppo")
-    if job not in kinds:
-        raise SettingsError(f"{recipe}: job must be one of {', '.join(kinds)}, is {job!r}")
-    kind = kinds[job]
+    kind = kinds[job_of(recipe, kinds)]
     tables = read_recipe(path)
     with _blaming(str(path)):
         space = read_space(tables.pop("space", {}))

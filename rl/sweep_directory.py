@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from cluster.settings import SettingsError
-from rl.records import write_atomically
+from rl.records import LOCK, locked, write_atomically
 from rl.sweep_config import Plan
 
-SETTINGS, RECIPE, LOCK = "sweep.json", "recipe.toml", ".lock"
+SETTINGS, RECIPE = "sweep.json", "recipe.toml"
 
 
 @contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
     """The sweep's directory, for this process alone, with what the sweep is made of saved, or compared on `--resume`.
 
-    Raises SettingsError when another process works there, when it holds a sweep and `--resume` is not given, or another
-    sweep than this one.
+    Raises what `locked` does, and SettingsError when it holds a sweep and `--resume` is not given, or another sweep than
+    this one.
     """
     directory = plan.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise SettingsError(
-                f"sweep {directory} is in use by {lock.read() or 'another process'}; wait for it"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
+    with locked(directory, "sweep directory"):
         made_of = {
             "words": list(plan.words), "sweep": asdict(plan.sweep), "recipe": plan.recipe.read_text(),
             "space": {name: asdict(law) for name, law in plan.space.items()},

@@ -299,7 +299,7 @@ def test_a_run_resumes_as_it_began(argv: str, said: str, model: Path, refuse: Re
     """Another model, seed or number of ranks is refused by name with both values, and no file of the run changes."""
     mine = recipe(model)
     with claimed(mine) as directory:
-        keeper = Checkpoints(directory / "checkpoints", every=1, keep=1, steps=1)
+        keeper = Checkpoints(directory / "checkpoints", keep=1)
         folder = keeper.save(0, FakeLearner([]), prompts=Mixture(mine.rewards), reward=Mixture(mine.rewards))
     assert folder.name == "step-000001"
 

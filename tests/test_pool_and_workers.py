@@ -310,7 +310,7 @@ class RemoteLearner:
 def test_a_full_disk_of_a_rank_is_said(make_group: MakeGroup, tmp_path: Path) -> None:
     """An OSError of another process says what went wrong too."""
     prompts = PromptStream([Prompt("p", (1,), ())], (), (), PromptsConfig(fixed_share=0, crisis_share=0), 0)
-    saved = Checkpoints(tmp_path, every=1, keep=1, steps=1)
+    saved = Checkpoints(tmp_path, keep=1)
     with pytest.raises(OSError, match=r"step-000001 .*No space left on device.*earlier ones stay"):
         saved.save(0, RemoteLearner(make_group(1)), prompts=prompts, reward=Mixture(RewardsConfig()))
 

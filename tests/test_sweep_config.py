@@ -12,9 +12,10 @@ import pytest
 
 from cluster.settings import SettingsError
 from rl.config import CheckpointConfig, PpoRecipe
+from rl.recipe_files import HERE
 from rl.sft_config import SftRecipe
 from rl.sweep import sweep
-from rl.sweep_config import HELP, HERE, Plan, SweepConfig, read_plan
+from rl.sweep_config import HELP, Plan, SweepConfig, read_plan
 from rl.sweep_space import Choice, Range, read_space
 
 ROOT = Path(__file__).parents[1]
