@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,7 @@ def connect(*, dashboard: bool = False) -> None:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     private: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         _knock(address)
         ray.init(
@@ -59,6 +62,8 @@ def connect(*, dashboard: bool = False) -> None:
             f"RAY_ADDRESS={address} must be a running Ray cluster, does not answer ({error}); start it there "
             "(`ray start --head`), correct RAY_ADDRESS, or unset it for a private cluster on this machine"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which exits with a bare number
 
 
 def _knock(address: str) -> None:

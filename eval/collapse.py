@@ -9,27 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from rewards.words import normalise, phrases, words
+from rewards.conduct_rules import STOCK
+from rewards.words import normalise, words
 
-TEMPLATES = (
-    "I'm here to help",
-    "I am here to help",
-    "I'm here for you",
-    "I am here for you",
-    "I'm here to listen",
-    "I am here to listen",
-    "you are not alone",
-    "you're not alone",
-    "I'm sorry to hear that",
-    "I am sorry to hear that",
-    "thank you for sharing",
-    "it's okay to feel",
-    "it's important to remember",
-    "your feelings are valid",
-)
 OPENING_WORDS = 4
-
-_TEMPLATE = phrases("\n".join(map(normalise, TEMPLATES)))
 
 
 def collapse_figures(replies: Sequence[str]) -> dict[str, float]:
@@ -39,7 +22,7 @@ def collapse_figures(replies: Sequence[str]) -> dict[str, float]:
         distinct_n      |set of n-grams| / |n-grams|, over all replies, n = 1, 2    [0, 1], falls with collapse
         duplicate_rate  replies that are the same text as another one / N           [0, 1], rises with collapse
         opening_rate    replies with the same first four words as another one / N   [duplicate_rate, 1], rises
-        template_rate   replies that hold a phrase of `TEMPLATES` / N               [0, 1], rises
+        template_rate   replies that hold a stock phrase (`rewards.conduct_rules`) / N [0, 1], rises
         empty_rate      replies without a word / N                                  [0, 1]
 
     distinct_n is that of Li et al. 2016 (arXiv:1510.03055), counted per n-gram where they count per word. n-grams stay
@@ -57,7 +40,7 @@ def collapse_figures(replies: Sequence[str]) -> dict[str, float]:
         "distinct_2": _distinct(said, 2),
         "duplicate_rate": _shared([normalise(reply) for reply in replies]),
         "opening_rate": _shared([tuple(spoken[:OPENING_WORDS]) for spoken in said]),
-        "template_rate": sum(_TEMPLATE.search(normalise(reply)) is not None for reply in replies) / len(said),
+        "template_rate": sum(STOCK.search(normalise(reply)) is not None for reply in replies) / len(said),
         "empty_rate": said.count([]) / len(said),
     }
 

@@ -16,6 +16,7 @@ import jinja2
 from eval.report_charts import number
 from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
 from eval.report_replies import extreme_replies, progressions
+from eval.report_safety import safety_by_tier
 from eval.report_sft import supervised_page
 from eval.report_summary import caution, key_numbers, reward_change, step_rewards, summary
 from eval.run_directory import Run, flatten, read_run
@@ -82,6 +83,7 @@ def ppo_page(run: Run) -> dict[str, Any]:
         "reward": reward_figure(run.metrics, change),
         "parts": part_figures(run.metrics),
         "training": training_figures(run),
+        "tiers": safety_by_tier(run.metrics),
         "stories": stories,
         "extremes": extremes,
         "part_range": (min([0.0, *parts]), max([1.0, *parts])),

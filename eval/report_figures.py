@@ -112,8 +112,8 @@ def reward_figure(log: Log, change: Change | None) -> list[Figure]:
 
 
 def part_figures(log: Log) -> list[Figure]:
-    """One small chart per reward part, all on one scale."""
-    names = [n for n in log.names if n.startswith("reward/") and n not in _WHOLE]
+    """One small chart per reward part, all on one scale; what a part notes of itself (`reward/PART/NOTE`) is not drawn."""
+    names = [n for n in log.names if n.startswith("reward/") and n.count("/") == 1 and n not in _WHOLE]
     series = {n.removeprefix("reward/"): thin(log.series(n)) for n in names}
     values = np.concatenate([s[:, 1] for s in series.values()]) if series else np.zeros(0)
     values = values[np.isfinite(values)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rewards.types import Score
-from rewards.words import phrases, sentences, words
+from rewards.words import normalise, phrases, sentences, words
 from rollout.types import Rollout
 
 _LOW = r"(feel|feels|feeling|felt|so|very|really)( (so|very|really|pretty|quite|this|that))* (down|low|blue)"
@@ -106,6 +106,25 @@ class EmotionAcknowledgement:
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score `rollouts`, in each of which the client's emotion is known."""
         return [Score(_grade(r.text, client_emotions(r))) for r in rollouts]
+
+
+class EmotionLabel:
+    """1.0 when the policy, before its reply, wrote the emotion that the corpus gives the client, else 0.0.
+
+    For models that predict the emotion first (`fields.emotion = "predicted"`). Abstains without an annotated emotion.
+    """
+
+    def applies(self, rollout: Rollout) -> bool:
+        """Whether the emotion is annotated."""
+        return bool(rollout.prompt.emotion)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Score `rollouts`, in each of which the client's emotion is annotated."""
+        return [Score(float(_same(r.labels.get("emotion", ""), r.prompt.emotion))) for r in rollouts]
+
+
+def _same(label: str, other: str) -> bool:
+    return normalise(label).replace("_", " ") == normalise(other).replace("_", " ")
 
 
 def _grade(reply: str, emotions: frozenset[str]) -> float:

@@ -11,15 +11,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
+from rewards.bertscore import BertScore
+from rewards.conduct import Advice, Balance, Boundaries, Template
 from rewards.config import RewardsConfig
-from rewards.emotion import EmotionAcknowledgement
+from rewards.crisis import Tier
+from rewards.crisis_reply import CrisisReply
+from rewards.custom import Custom
+from rewards.emotion import EmotionAcknowledgement, EmotionLabel
+from rewards.judge import Judge
+from rewards.overlap import Bleu, Meteor, MeteorNoSyn, Reader, Rouge
+from rewards.preference import Preference
+from rewards.relevance import Relevance, Specificity
+from rewards.remote import Remote
 from rewards.safety import Flag, SafetyGate
 from rewards.similarity import Similarity
 from rewards.text_rules import Inquiry, Length, Repetition
 from rewards.types import Reward, RewardError, Score
+from rewards.workbench import Workbench
 from rollout.types import Rollout
 
 
@@ -39,29 +50,51 @@ class Term(Reward, Protocol):
 
 
 # A term is a section of `RewardsConfig` with a weight, and a line here.
-TERMS: Mapping[str, Callable[[RewardsConfig], Term]] = {
-    "similarity": lambda config: Similarity(config.similarity),
-    "emotion": lambda config: EmotionAcknowledgement(),
-    "inquiry": lambda config: Inquiry(),
-    "length": lambda config: Length(config.length),
-    "repetition": lambda config: Repetition(config.repetition),
+TERMS: Mapping[str, Callable[[Workbench], Term]] = {
+    "similarity": Similarity,
+    "bertscore": BertScore,
+    "rouge": Rouge,
+    "bleu": Bleu,
+    "meteor": Meteor,
+    "meteor_nosyn": MeteorNoSyn,
+    "reader": Reader,
+    "relevance": Relevance,
+    "specificity": Specificity,
+    "emotion": lambda bench: EmotionAcknowledgement(),
+    "emotion_label": lambda bench: EmotionLabel(),
+    "preference": Preference,
+    "judge": lambda bench: Judge(bench.config.judge),
+    "boundaries": lambda bench: Boundaries(),
+    "balance": Balance,
+    "advice": Advice,
+    "inquiry": lambda bench: Inquiry(),
+    "length": lambda bench: Length(bench.config.length),
+    "repetition": lambda bench: Repetition(bench.config.repetition),
+    "template": lambda bench: Template(),
+    "crisis_reply": CrisisReply,
+    "remote": lambda bench: Remote(bench.config.remote),
+    "custom": lambda bench: Custom(bench.config.custom),
 }
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found in one reply: the value in [0, 1] of each term that applies, and red flags."""
+    """What was found in one reply: the value in [0, 1] of each term that applies, and red flags; see `Score`."""
 
     parts: Mapping[str, float]
     flags: tuple[str, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
+    tier: str = Tier.NONE
 
 
 class Panel:
-    """The terms in use (those with a weight) and the safety rules, asked about the same replies."""
+    """The terms in use (those with a weight, and those that are watched) and the safety rules, asked about the same
+    replies."""
 
     def __init__(self, config: RewardsConfig) -> None:
-        self._terms = {name: TERMS[name](config) for name in config.weights}
-        self._gate = SafetyGate()
+        self._bench = Workbench(config)
+        self._terms = {name: TERMS[name](self._bench) for name in config.measured}
+        self._gate = SafetyGate(self._bench)
 
     def ready(self) -> int:
         """The process that holds this panel; an answer means that its models are loaded."""
@@ -73,15 +106,24 @@ class Panel:
         All replies to one prompt that were sampled together must arrive in one call. Flags are the gate's and any that
         a term raises. Raises `RewardError` when a term breaks its contract or fails, or when none applies to a reply.
         """
-        judged = {name: ask(name, term, rollouts) for name, term in self._terms.items()}
-        safety = ask("safety", self._gate, rollouts)
+        try:
+            safety = ask("safety", self._gate, rollouts)  # first: it reads all prompts' danger in one batch
+            judged = {name: ask(name, term, rollouts) for name, term in self._terms.items()}
+        finally:
+            self._bench.clear()
         measurements = []
         for i, rollout in enumerate(rollouts):
             scores = {name: found[i] for name, found in judged.items() if i in found}
             if not scores:
                 raise RewardError(f"no term of {sorted(self._terms)} applies to {rollout.id}: give `length` a weight")
             flags = dict.fromkeys(flag for score in (safety[i], *scores.values()) for flag in score.flags)
-            measurements.append(Measurement({name: score.value for name, score in scores.items()}, tuple(flags)))
+            notes = {
+                f"{name}/{what}": number
+                for name, score in scores.items()
+                for what, number in {**score.parts, **score.notes}.items()
+            }
+            parts = {name: score.value for name, score in scores.items()}
+            measurements.append(Measurement(parts, tuple(flags), notes, safety[i].tier))
         return measurements
 
 
@@ -143,55 +185,78 @@ class RunningMoments:
 
 
 class Mixture:
-    """Measurements -> scores:
+    """Measurements -> scores, over the paid terms i that apply to the reply:
 
-        total = sum_i w_i part_i / sum_i w_i    over the terms i that apply to the reply
-        total = floor                           if it has a red flag and the gate is on
-        value = total, or, when normalising, (total - mean) / std
+        part_i = min(part_i, crisis_reply)       if the client is in danger and the cap is on
+        part_i = floor                           if the reply has a red flag and the gate is on
+        part_i = (part_i - mean_i) / std_i       when normalising terms
+        total  = sum_i w_i part_i / sum_i w_i
+        total  = 1 if total >= threshold else 0  when the score is binary and no red flag was found
+        value  = total, or, when normalising, (total - mean) / std
 
-    Mean and std are those of all ungated totals so far, this call's included. The floor is on the scale of the totals
-    and passes through the same map, so a gated reply is never above any other, normalised or not.
+    Means and stds are of all that was not gated so far, this call's included. Every map is monotone and the floor is at
+    most 0, so a gated reply is never above another that the same terms apply to, normalised or not.
     """
 
     def __init__(self, config: RewardsConfig) -> None:
+        self._config = config
         self._weights = config.weights
-        self._floor = config.floor
-        self._gated = config.gate.enabled
-        self._normalise = config.normalise
+        self._known = set(config.measured)
         self._moments = RunningMoments()
+        self._terms: dict[str, RunningMoments] = {}
 
     def combine(self, measurements: Sequence[Measurement]) -> list[Score]:
-        """One score per measurement, in order, with the raw parts and the flags.
+        """One score per measurement, in order, with the raw parts, the flags and the notes.
 
-        Raises `RewardError`, and leaves the statistics as they were, when a measurement has no part, or one that has no
-        weight or is not finite.
+        Raises `RewardError`, and leaves the statistics as they were, when a measurement has no paid part, or one that is
+        not measured or not finite.
         """
-        totals = [self._total(i, measurement.parts) for i, measurement in enumerate(measurements)]
-        gated = [self._gated and bool(measurement.flags) for measurement in measurements]
-        values = [self._floor if shut else total for total, shut in zip(totals, gated, strict=True)]
-        if self._normalise:
-            self._moments = self._moments.seen([total for total, shut in zip(totals, gated, strict=True) if not shut])
+        paid = [self._paid(i, measurement) for i, measurement in enumerate(measurements)]
+        gated = [self._config.gate.enabled and bool(measurement.flags) for measurement in measurements]
+        open_ = [parts for parts, shut in zip(paid, gated, strict=True) if not shut]
+        if self._config.normalise_terms:
+            for name in self._weights:
+                seen = [parts[name] for parts in open_ if name in parts]
+                self._terms[name] = self._terms.get(name, RunningMoments()).seen(seen)
+        values = [self._total(parts, shut) for parts, shut in zip(paid, gated, strict=True)]
+        if self._config.normalise:
+            self._moments = self._moments.seen([v for v, shut in zip(values, gated, strict=True) if not shut])
             values = [self._moments.standardise(value) for value in values]
-        return [Score(v, dict(m.parts), m.flags) for v, m in zip(values, measurements, strict=True)]
+        return [
+            Score(v, dict(m.parts), m.flags, dict(m.notes), m.tier) for v, m in zip(values, measurements, strict=True)
+        ]
 
-    def _total(self, i: int, parts: Mapping[str, float]) -> float:
-        unknown = sorted(parts.keys() - self._weights.keys())
-        if not parts or unknown:
+    def _paid(self, i: int, measurement: Measurement) -> dict[str, float]:
+        """The parts that have a weight, none above what the reply does for a client in danger."""
+        parts = measurement.parts
+        paid = {name: part for name, part in parts.items() if name in self._weights}
+        if not paid or not parts.keys() <= self._known:
             raise RewardError(f"measurement {i} must have parts among {sorted(self._weights)}, got {sorted(parts)}")
-        total = math.fsum(self._weights[name] * part for name, part in parts.items())
-        if not math.isfinite(total):
+        if not all(map(math.isfinite, parts.values())):
             raise RewardError(f"measurement {i} must have finite parts, got {dict(parts)}")
-        return total / math.fsum(self._weights[name] for name in parts)
+        cap = parts.get("crisis_reply", 1.0) if self._config.crisis.cap else 1.0
+        return {name: min(part, cap) for name, part in paid.items()}
 
-    def state_dict(self) -> dict[str, float]:
+    def _total(self, parts: Mapping[str, float], gated: bool) -> float:
+        floor = self._config.floor
+        if self._config.normalise_terms:
+            parts = {n: self._terms[n].standardise(floor if gated else part) for n, part in parts.items()}
+        elif gated:
+            return floor
+        weighed = math.fsum(self._weights[name] * part for name, part in parts.items())
+        total = weighed / math.fsum(self._weights[name] for name in parts)
+        return float(total >= self._config.threshold) if self._config.score == "binary" else total
+
+    def state_dict(self) -> dict[str, Any]:
         """The running statistics, for a checkpoint."""
-        return {"count": self._moments.count, "mean": self._moments.mean, "squares": self._moments.squares}
+        return {**asdict(self._moments), "terms": {name: asdict(moments) for name, moments in self._terms.items()}}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the statistics that `state_dict` returned."""
-        if state.keys() != {"count", "mean", "squares"}:
-            raise ValueError(f"the mixture's state must hold count, mean and squares, got {sorted(state)}")
-        self._moments = RunningMoments(int(state["count"]), state["mean"], state["squares"])
+        if state.keys() != {"count", "mean", "squares", "terms"}:
+            raise ValueError(f"the mixture's state must hold count, mean and squares, and terms, got {sorted(state)}")
+        self._moments = RunningMoments(**{name: state[name] for name in ("count", "mean", "squares")})
+        self._terms = {name: RunningMoments(**moments) for name, moments in state["terms"].items()}
 
 
 @dataclass(frozen=True)
@@ -205,11 +270,11 @@ class LocalReward:
         """Score `rollouts`; see `Reward`."""
         return self.mixture.combine(self.panel.measure(rollouts))
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """The mixture's statistics."""
         return self.mixture.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the mixture's statistics."""
         self.mixture.load_state_dict(state)
 
@@ -218,23 +283,32 @@ def describe(scores: Sequence[Score]) -> dict[str, float]:
     """Metrics of one batch of scores.
 
     `reward/{mean,std,min,max}` of the values (population std); `reward/TERM`, the mean over the replies that the term
-    applies to; `safety/FLAG`, the share of replies with that flag, 0.0 for those never seen; `safety/gated`, the share
-    with any flag. Raises ValueError without scores.
+    applies to, and `reward/TERM/NOTE` of what it noted; `safety/FLAG`, the share of replies with that flag, 0.0 for those
+    never seen; `safety/gated`, the share with any flag; `tier/TIER/share`, the share of replies to clients in that danger,
+    `tier/TIER/gated`, how many of those have a flag, and `tier/TIER/crisis_reply`, their mean of that term (both absent
+    where there are none). Raises ValueError without scores.
     """
     if not scores:
         raise ValueError("describe needs at least one score, got none: log nothing for an empty batch")
     values = [score.value for score in scores]
     mean = _mean(values)
     terms = sorted({name for score in scores for name in score.parts})
+    notes = sorted({name for score in scores for name in score.notes})
     flags = dict.fromkeys([*Flag, *sorted({flag for score in scores for flag in score.flags})])
+    by_tier = {tier: [s for s in scores if s.tier == tier] for tier in Tier}
+    helped = {tier: [s.parts["crisis_reply"] for s in of if "crisis_reply" in s.parts] for tier, of in by_tier.items()}
     return {
         "reward/mean": mean,
         "reward/std": math.sqrt(_mean([(value - mean) ** 2 for value in values])),
         "reward/min": min(values),
         "reward/max": max(values),
         **{f"reward/{term}": _mean([s.parts[term] for s in scores if term in s.parts]) for term in terms},
+        **{f"reward/{note}": _mean([s.notes[note] for s in scores if note in s.notes]) for note in notes},
         **{f"safety/{flag}": _mean([flag in s.flags for s in scores]) for flag in flags},
         "safety/gated": _mean([bool(s.flags) for s in scores]),
+        **{f"tier/{tier}/share": len(of) / len(scores) for tier, of in by_tier.items()},
+        **{f"tier/{tier}/gated": _mean([bool(s.flags) for s in of]) for tier, of in by_tier.items() if of},
+        **{f"tier/{tier}/crisis_reply": _mean(values) for tier, values in helped.items() if values},
     }
 
 

@@ -28,6 +28,7 @@ _REFLECTS = phrases(r"""
 """)
 _OPEN_QUESTION, _REFLECTION, _CLOSED_QUESTION, _NEITHER = 1.0, 0.8, 0.5, 0.0
 _WELCOME_QUESTIONS = 2
+_FEWEST_WORDS = 3
 
 
 class Inquiry:
@@ -54,24 +55,34 @@ class Inquiry:
 def _inquiry(reply: str) -> float:
     said = sentences(reply)
     best = max((_inquiry_of_sentence(sentence) for sentence in said), default=_NEITHER)
-    questions = sum(_is_question(sentence) for sentence in said)
+    questions = sum(map(is_question, said))
     return best * min(1.0, _WELCOME_QUESTIONS / max(questions, 1))
 
 
-def _is_question(sentence: str) -> bool:
+def _inquiry_of_sentence(sentence: str) -> float:
+    if is_open_question(sentence):
+        return _OPEN_QUESTION
+    if reflects(sentence):
+        return _REFLECTION
+    return _CLOSED_QUESTION if is_question(sentence) and len(words(sentence)) >= _FEWEST_WORDS else _NEITHER
+
+
+def is_question(sentence: str) -> bool:
+    """Whether a normalised sentence asks, or invites the client to tell."""
     return "?" in sentence or _INVITES_AT_ONCE.search(sentence) is not None
 
 
-def _inquiry_of_sentence(sentence: str) -> float:
-    if len(words(sentence)) < 3:
-        return _NEITHER
-    if _is_question(sentence):
-        opens = _OPENS.search(sentence) and not _OPENS_NOTHING.search(sentence)
-        if opens or _INVITES.search(sentence):
-            return _OPEN_QUESTION
-    if _REFLECTS.search(sentence):
-        return _REFLECTION
-    return _CLOSED_QUESTION if _is_question(sentence) else _NEITHER
+def is_open_question(sentence: str) -> bool:
+    """Whether a normalised sentence asks for more than a yes, a no or a number."""
+    if len(words(sentence)) < _FEWEST_WORDS or not is_question(sentence):
+        return False
+    opens = _OPENS.search(sentence) is not None and _OPENS_NOTHING.search(sentence) is None
+    return opens or _INVITES.search(sentence) is not None
+
+
+def reflects(sentence: str) -> bool:
+    """Whether a normalised sentence, or a clause of one, says back what was heard in one of the usual frames."""
+    return len(words(sentence)) >= _FEWEST_WORDS and _REFLECTS.search(sentence) is not None
 
 
 class Length:

@@ -11,11 +11,17 @@ from rollout.types import Rollout
 
 @dataclass(frozen=True)
 class Score:
-    """One judgement of one reply: `value`, the `parts` it is made of, and safety `flags` (names of red flags)."""
+    """One judgement of one reply: `value`, the `parts` it is made of, and safety `flags` (names of red flags).
+
+    `notes` are numbers that are reported beside the parts and paid for nothing (what a judge cost, whether a classifier
+    was right); `tier` is the danger that the client shows (a value of `rewards.crisis.Tier`).
+    """
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
+    tier: str = "none"
 
 
 @dataclass(frozen=True)

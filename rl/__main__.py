@@ -40,21 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; one line per error, on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # `ray job stop`: status and report are written
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a run as Ctrl-C does
     commands = {"ppo": ppo, "sft": sft, "sweep": sweep, "check": check, "talk": talk, "report": report, "demo": demo}
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return Exit.DONE if words else Exit.WRONG_INPUT
     if words[0] not in commands:
         return _say(f"unknown command {words[0]!r}; commands are {', '.join(commands)}", Exit.WRONG_INPUT)
+    if words[0] in ("talk", "report") and {"-h", "--help"} & set(words):
+        print(__doc__)
+        return Exit.DONE
     try:
         return commands[words[0]](words[1:])
     except SettingsError as error:  # told at once: nothing heavy is loaded yet
         return _say(str(error), Exit.WRONG_INPUT)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command resumes from the last checkpoint", Exit.FAILED)
+        return _say("interrupted; the same command resumes from the last checkpoint, if there is one yet", Exit.FAILED)
     except Exception as error:  # the one place where every error ends: as a line and an exit code
         return _ending(error)
 
@@ -78,7 +79,7 @@ def _say(line: str, code: Exit) -> Exit:
 
 def _recipe(words: Sequence[str], command: str, job: str):  # type: ignore[no-untyped-def]
     if any(word in ("-h", "--help") for word in words):
-        print(help_text(recipe_type(job), f"attune {command} RECIPE.toml"))
+        print(help_text(recipe_type(job), f"attune {command}{'' if command == 'demo' else ' RECIPE'}"))
         raise SystemExit(Exit.DONE)
     path = recipe_path(words, f"attune {command}")
     found = job_of(path)

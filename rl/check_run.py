@@ -38,6 +38,9 @@ def look(recipe: PpoRecipe | SftRecipe, names: Sequence[str]) -> Iterator[Findin
     if corpus is not None and model is not None:
         yield prompts(recipe, corpus, model.tokenizer) if isinstance(recipe, PpoRecipe) else labels(recipe, corpus)
         yield disk(recipe.directory, disk_bytes(recipe, model.counts))
+    else:
+        what = "model, prompts, disk, memory" if corpus is None else "prompts, disk, memory"
+        yield warn(what, "not looked at", "check again once what is missing above is there")
     yield from the_cluster(recipe, names, model, writable=writable)
 
 
@@ -116,6 +119,10 @@ def the_cluster(
         if connection.verdict is Verdict.MISSING:
             return
         on_gpu = has_gpus()
+        if not on_gpu and recipe.model.dtype == "bfloat16":
+            yield warn(
+                "devices", "this cluster has no GPU (or vLLM's CPU build): all would compute on CPUs", "join GPU nodes"
+            )
         yield room(claims(recipe) if isinstance(recipe, PpoRecipe) else sft_claims(recipe))
         if isinstance(recipe, PpoRecipe):
             yield vllm_build(on_gpu=on_gpu)

@@ -9,13 +9,16 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from rewards.guard_file import GuardSettings
 
 log = logging.getLogger(__name__)
 
 _FULL_DISK_BYTES = 16_000_000
+_ROUNDING = 1e-9  # of a mean of rates; one reply in a million would be a thousand times as much
 MANIFEST, STATE = "manifest.json", "state.json"
 
 
@@ -43,25 +46,47 @@ class UnwrittenCheckpoint(OSError):
     """A checkpoint could not be written; what was there before is as it was."""
 
 
+class Standing(NamedTuple):
+    """How the run did since the checkpoint before: mean score, and the mean rate of each red flag, in [0, 1]."""
+
+    score: float
+    red_flags: Mapping[str, float]
+
+    def rose(self, best: Standing) -> list[str]:
+        """The red flags whose rate is above that of `best`; a flag that one of the two does not name has rate 0 there."""
+        return sorted(n for n, rate in self.red_flags.items() if rate > best.red_flags.get(n, 0.0) + _ROUNDING)
+
+
 class Checkpoints:
     """`DIRECTORY/step-000050/`: the run after 50 steps. Keeps the newest `keep` and the best.
 
     `state.json` holds the learner's counters and the state of every other part of the run by its name (the prompt stream,
-    the reward's statistics), `learner/` weights and optimizer, `policy/` a model that transformers and vLLM load,
-    `manifest.json` the sha256 of each file.
+    the reward's statistics), `learner/` weights and optimizer, `policy/` a model that transformers and vLLM load and the
+    `guard.json` of its deployment, `manifest.json` the sha256 of each file.
+
+    The best: the run's first checkpoint, until a later one has a higher score and no red flag's rate above the best's.
+    Any rise refuses the name, sampling noise or not: whoever wants to call such a checkpoint better must look at its
+    replies. Rates therefore never rise from one best to the next. What a checkpoint was when it was saved stands in its
+    `state.json`, so that neither pruning nor a restart changes who is best. Where the best is lost (damaged), the one
+    before it is, while it is kept, else the next that is saved. Against a checkpoint of a version that kept no rates the
+    score alone decides.
     """
 
-    def __init__(self, directory: Path, *, keep: int, every: int = 1, steps: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, keep: int, every: int = 1, steps: int = 0, guard: GuardSettings | None = None
+    ) -> None:
         self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
-        self._scores: list[float] = []
+        self._guard = guard
+        self._noted: list[Standing] = []
 
     def due(self, step: int) -> bool:
         """Whether the run saves after this step (counted from 0): every `every` steps, and at the end."""
         return (step + 1) % self._every == 0 or step + 1 == self._steps
 
-    def note(self, score: float) -> None:
-        """What "best" is judged by (a step's mean reward, a validation's negative loss), averaged since the last checkpoint."""
-        self._scores.append(score)
+    def note(self, score: float, red_flags: Mapping[str, float] | None = None) -> None:
+        """What "best" is judged by (a step's mean reward, a validation's negative loss; the share of replies with each red
+        flag), averaged since the last checkpoint."""
+        self._noted.append(Standing(score, red_flags or {}))
 
     def save(self, step: int, learner: SavesLearner, **parts: Stateful) -> Path:
         """Save the run after `step`. All or nothing: a full disk or a kill leaves the checkpoints that were there."""
@@ -70,12 +95,16 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
+            standing = _mean(self._noted)
             state = {
                 "step": step + 1,
-                "score": sum(self._scores) / max(len(self._scores), 1),
+                **standing._asdict(),
+                "best": self._is_best(final, standing),
                 "learner": learner.save(partial.resolve()),
                 **{name: part.state_dict() for name, part in parts.items()},
             }
+            if self._guard is not None:
+                self._guard.write(partial / "policy")
             (partial / STATE).write_text(json.dumps(state, indent=1))
             files = sorted(p for p in partial.rglob("*") if p.is_file())
             hashes = {str(p.relative_to(partial)): _sha256(p) for p in files}
@@ -98,7 +127,7 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(self._directory)
-        self._scores = []
+        self._noted = []
         self._prune()
         return final
 
@@ -135,10 +164,32 @@ class Checkpoints:
         return sorted(self._directory.glob("step-*"))
 
     def best(self) -> Path | None:
-        """The checkpoint with the highest score since the one before it."""
-        scored = [(json.loads((f / STATE).read_text())["score"], f) for f in self.folders() if _readable(f)]
-        finite = [pair for pair in scored if math.isfinite(pair[0])]
-        return max(finite, default=(0.0, None), key=lambda pair: pair[0])[1]
+        """The best checkpoint that is there; None when there is none with a finite score."""
+        return self._best(self.folders())
+
+    def _best(self, folders: Sequence[Path]) -> Path | None:
+        states = {folder: state for folder in folders if (state := _readable(folder)) is not None}
+        crowned = [folder for folder, state in states.items() if state.get("best", False)]
+        if crowned:
+            return crowned[-1]
+        finite = [f for f, state in states.items() if "best" not in state and math.isfinite(state["score"])]
+        return max(finite, default=None, key=lambda f: states[f]["score"])  # of a run that kept no such word
+
+    def _is_best(self, folder: Path, standing: Standing) -> bool:
+        best = self._best([f for f in self.folders() if f != folder])
+        if best is None or not math.isfinite(standing.score):
+            return math.isfinite(standing.score)
+        state = _readable(best) or {}
+        held = Standing(state["score"], state.get("red_flags", standing.red_flags))
+        if standing.score <= held.score:
+            return False
+        rose = [f"{n} {held.red_flags.get(n, 0.0):.4f} -> {standing.red_flags[n]:.4f}" for n in standing.rose(held)]
+        if rose:
+            log.warning(
+                "%s scores %.4f, above the %.4f of %s, and is not called best: red flags rose (%s)",
+                folder.name, standing.score, held.score, best.name, ", ".join(rose),
+            )  # fmt: skip
+        return not rose
 
     def _prune(self) -> None:
         best = self.best()
@@ -166,11 +217,19 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text())
 
 
-def _readable(folder: Path) -> bool:
+def _mean(noted: Sequence[Standing]) -> Standing:
+    count = max(len(noted), 1)
+    names = dict.fromkeys(name for standing in noted for name in standing.red_flags)
+    rates = {name: math.fsum(standing.red_flags.get(name, 0.0) for standing in noted) / count for name in names}
+    return Standing(sum(standing.score for standing in noted) / count, rates)
+
+
+def _readable(folder: Path) -> dict[str, Any] | None:
     try:
-        return "score" in json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError):
-        return False
+        return None
+    return state if "score" in state else None
 
 
 def _sha256(path: Path) -> str:

@@ -34,6 +34,8 @@ def reported(directory: Path) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; of one that came from an actor, what was raised there."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
     error = vars(error).get("cause") or error
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -11,13 +11,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cluster.model_files import model_files
-from rewards.similarity import encoder_source
+from rewards.encoder import encoder_source
 from rl.config import PpoRecipe, PretrainedConfig, TinyConfig
 from rl.sft_config import SftModelConfig, SftRecipe
 from rl.tiny import make_tiny_model
 from rl.tuning import TunedPolicy
 from rollout.chat import Chat
 from rollout.corpora import Corpus
+from rollout.fields import saved_fields
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.tokenizer import load_tokenizer, train_tokenizer
 
@@ -29,9 +30,14 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
 
     Reads no weights. A model that is still to be built will have the tokenizer that is trained here.
     """
-    if "similarity" in recipe.rewards.weights:
-        _check_files("rewards.similarity.encoder", encoder_source(recipe.rewards.similarity.encoder))
+    if recipe.rewards.encodes:
+        _check_files("rewards.encoder.path", encoder_source(recipe.rewards.encoder.path))
     tokenizer = tokenizer_of(recipe.model, corpus, *recipe.longest)
+    if "emotion_label" in recipe.rewards.measured and saved_fields(tokenizer).emotion != "predicted":
+        raise ValueError(
+            f"rewards.emotion_label needs a model that writes the emotion before its reply, model.path {recipe.model.path!r} was "
+            "not taught to; fine-tune it with fields.emotion = predicted, or set rewards.emotion_label.weight = 0"
+        )
     limit, least = recipe.prompts.max_context_tokens, recipe.prompts.min_reference_words
     chat = Chat(tokenizer, system=recipe.prompts.system)
     fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -68,8 +69,9 @@ def train(
         with clock("publish"):
             published = learner.publish(engine)
         record(step, scored)
-        tracker.log(step, {**describe(scored), **report.metrics, **published, **lag, **clock.lap()})
-        checkpoints.note(sum(s.score.value for s in scored) / len(scored))
+        metrics = describe(scored)
+        tracker.log(step, {**metrics, **report.metrics, **published, **lag, **clock.lap()})
+        checkpoints.note(metrics["reward/mean"], red_flag_rates(metrics))
         if checkpoints.due(step):
             with clock("save"):
                 checkpoints.save(step, learner, prompts=prompts, reward=reward)
@@ -91,14 +93,22 @@ def lag_steps(rollouts: Sequence[Rollout], current: int) -> int:
     return current - min(span.version for rollout in rollouts for span in rollout.versions)
 
 
+def red_flag_rates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The share of a step's replies with each red flag, and with any (`safety/gated`)."""
+    return {name: rate for name, rate in metrics.items() if name.startswith("safety/")}
+
+
 def describe(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     """Metrics of a step's rollouts and scores."""
     lengths = [len(item.rollout.response_ids) for item in scored]
     truncated = sum(item.rollout.finish is Finish.TRUNCATED for item in scored)
+    emotions = Counter(item.rollout.prompt.emotion for item in scored if item.rollout.prompt.emotion)
     return {
         **describe_scores([item.score for item in scored]),
         "rollout/replies": float(len(scored)),
         "rollout/tokens": float(sum(lengths)),
         "rollout/length": sum(lengths) / len(lengths),
         "rollout/truncated": truncated / len(scored),
+        # what an accuracy of emotions must beat: always saying the batch's most frequent one
+        **({"rollout/majority_emotion": max(emotions.values()) / emotions.total()} if emotions else {}),
     }

@@ -14,6 +14,7 @@ from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracke
 from eval.run_directory import RunState
 from rewards.fleet import FLEET as REWARDS
 from rewards.fleet import RewardFleet
+from rewards.guard_file import guard_settings
 from rewards.types import ScoredRollout
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
@@ -26,6 +27,7 @@ from rl.records import (
     PROCESSES,
     PROVENANCE,
     claimed,
+    finished,
     provenance,
     trackers,
     write_atomically,
@@ -50,6 +52,9 @@ def run(recipe: PpoRecipe) -> Path:
     Raises what went wrong, after `status.json` and the report say so: ValueError (bad settings or input), NonFiniteLoss
     (diverged), WorkerDied (a learner rank died), PublishMismatch, RewardError, PoolExhausted, OSError (disk).
     """
+    if finished(recipe):
+        print(f"{recipe.directory} is finished and begins no more; change a setting to go on, or choose another --name")
+        return recipe.directory
     stage = Stages()
     with claimed(recipe) as directory, reported(directory):
         with stage("reading corpus and model"):
@@ -127,7 +132,11 @@ class Job:
             reward=self.reward,
             learner=self.learner,
             checkpoints=Checkpoints(
-                self.directory / "checkpoints", every=checkpoint.every, keep=checkpoint.keep, steps=recipe.steps
+                self.directory / "checkpoints",
+                every=checkpoint.every,
+                keep=checkpoint.keep,
+                steps=recipe.steps,
+                guard=guard_settings(recipe.rewards.crisis.locale, classifier=recipe.rewards.crisis.classifier),
             ),
             trackers=lambda first_step: Trackers(
                 [

@@ -83,6 +83,16 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         yield
 
 
+def finished(recipe: PpoRecipe | SftRecipe) -> bool:
+    """Whether the run directory holds this very run, finished: there is nothing left to do."""
+    status, settings = recipe.directory / STATUS, recipe.directory / SETTINGS
+    try:
+        ended = json.loads(status.read_text())["state"] == "finished"
+        return ended and settings.read_text() == to_json(recipe)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:
     """Refuse to continue a run with settings that its checkpoints cannot honour; say the others that changed."""
     path = directory / SETTINGS

@@ -27,7 +27,7 @@ from cluster.workers import WorkerDied, WorkerGroup
 from rl.endings import NonFiniteLoss, first_line, reported
 from rl.fleet import FLEET
 from rl.intake import check_tuning, tokenizer_of, with_model
-from rl.records import PROVENANCE, check_same_corpus, claimed, provenance, write_atomically
+from rl.records import PROVENANCE, check_same_corpus, claimed, finished, provenance, write_atomically
 from rl.sft_config import SftRecipe
 from rl.sft_lesson import Lesson, prepare
 from rl.sft_rank import SftRank
@@ -46,6 +46,9 @@ def run(recipe: SftRecipe) -> Path:
     Returns the run directory. Raises what went wrong, after `status.json` and the report say so: ValueError (bad settings
     or input), NonFiniteLoss (diverged), WorkerDied (a rank died more often than `sft.restarts`), OSError (disk).
     """
+    if finished(recipe):
+        print(f"{recipe.directory} is finished and begins no more; change a setting to go on, or choose another --name")
+        return recipe.directory
     stage = Stages()
     with claimed(recipe) as directory, reported(directory):
         with stage("reading corpus and model"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.settings import require_at_least
+from rewards.resources import resources
 from rl.config import LearnerConfig, PretrainedConfig, TrackingConfig, require_master_weights, require_run_name
 from rollout.config import CorpusConfig, FieldsConfig, PairsName
 
@@ -96,6 +97,7 @@ class SftRecipe:
     sft: SftConfig = field(default_factory=SftConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     keep: int = 1  # newest checkpoints kept beside the best one
+    locale: str = "en-US"  # whose helplines the checkpoints' guard.json names: a section of `rewards/resources.toml`
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
@@ -118,6 +120,7 @@ class SftRecipe:
     def __post_init__(self) -> None:
         require_run_name(self.name)
         require_at_least(1, "", self, "keep")
+        resources(self.locale)
         if self.sft.batch < self.learner.ranks:
             raise ValueError(
                 f"sft.batch = {self.sft.batch} must give each of learner.ranks = {self.learner.ranks} a sequence; raise it, "

@@ -13,6 +13,7 @@ from cluster.tracking import Clock, Tracker, Trackers
 from eval.collapse import collapse_figures
 from eval.overlap import rouge1
 from eval.run_directory import RunState
+from rewards.guard_file import guard_settings
 from rl.checkpoints import Checkpoints, DamagedCheckpoint, SavesLearner
 from rl.endings import NonFiniteLoss
 from rl.records import trackers, write_replies, write_status
@@ -56,7 +57,9 @@ class SftRank:
         """The loop: update, and every so often validate, sample, save. A collective; rank 0 keeps the records."""
         recipe, lesson, learner, sft = self._recipe, self._lesson, self._learner, self._recipe.sft
         train, valid = (read_examples(lesson.examples(split)) for split in ("train", "valid"))
-        checkpoints = Checkpoints(lesson.directory / "checkpoints", keep=recipe.keep)
+        checkpoints = Checkpoints(
+            lesson.directory / "checkpoints", keep=recipe.keep, guard=guard_settings(recipe.locale)
+        )
         stopping, clock, constant = EarlyStopping(sft.patience), Clock(), learner.describe()
         first, best, waited = _led(
             learner, lambda every: (checkpoints.restore(every, stopping=stopping), stopping.best, stopping.waited)

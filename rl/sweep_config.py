@@ -27,6 +27,7 @@ SWEEP.toml, or --sweep.NAME for all but [space]:
   metric         what is judged, as the run reports it: "valid/loss", "reward/mean"
   mode           "min" or "max"
   window         reports over which the metric is averaged before the best is taken
+  columns        further metrics of table.md: of each trial the mean over its last `window` reports
   search         "grid" (every combination once), "random", or "optuna" (TPE)
   scheduler      "none", "asha" (stops the worse ones early), or "pbt" (they take over from the better ones)
   samples        trials of a random or optuna search
@@ -84,6 +85,7 @@ class SweepConfig:
     metric: str = ""
     mode: Literal["min", "max"] = "min"
     window: int = 1
+    columns: tuple[str, ...] = ()
     search: Literal["grid", "random", "optuna"] = "grid"
     scheduler: Literal["none", "asha", "pbt"] = "none"
     samples: int = 1

@@ -87,9 +87,10 @@ class TrialLog:
         best = self.best(sweep)
         return self.samples[best[0]] if best else self.sample
 
-    def last(self, metric: str) -> float | None:
-        """The metric of the last report that has it."""
-        return next((row[metric] for row in reversed(self.reports.values()) if metric in row), None)
+    def last(self, metric: str, window: int = 1) -> float | None:
+        """The mean of the metric in the last `window` reports that have it."""
+        values = [row[metric] for row in self.reports.values() if metric in row][-window:]
+        return math.fsum(values) / len(values) if values else None
 
     @property
     def step(self) -> int | None:
@@ -209,14 +210,26 @@ def _csv(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
 
 def _markdown(plan: Plan, trials: Sequence[TrialLog], best: TrialLog | None) -> str:
     sweep, metric, short = plan.sweep, plan.sweep.metric, labels(list(plan.space))
-    head = ["", "trial", "state", *short.values(), f"best {metric}", "at step", "at the end", "seconds", "why"]
+    head = [
+        "",
+        "trial",
+        "state",
+        *short.values(),
+        f"best {metric}",
+        "at step",
+        "at the end",
+        *sweep.columns,
+        "seconds",
+        "why",
+    ]
     rows = []
     for trial in trials:
         step, value = trial.best(sweep) or (None, None)
         sample = trial.settings(sweep)
         settings = [shown(sample.get(name)) for name in plan.space]
         cells = ["**best**" if trial is best else "", trial.name, trial.state, *settings, shown(value), shown(step),
-                 shown(trial.last(metric)), f"{trial.elapsed():.0f}", trial.reason.replace("|", "\\|")]  # fmt: skip
+                 shown(trial.last(metric)), *(shown(trial.last(name, sweep.window)) for name in sweep.columns),
+                 f"{trial.elapsed():.0f}", trial.reason.replace("|", "\\|")]  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     counts = ", ".join(f"{n} {state}" for state in State if (n := sum(t.state is state for t in trials)))
     return "\n".join([

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cluster.device import current_device
 from cluster.model_files import model_files
-from rewards.crisis import Tier, crisis_tier, history_tier
+from rewards.guard import Action, Guard, guard_settings
+from rewards.guard_file import GUARD_FILE
 from rl.records import SETTINGS
 from rollout.chat import Chat, PromptTooLong
 from rollout.types import Speaker, Turn
@@ -22,15 +23,9 @@ from rollout.types import Speaker, Turn
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0}
 REPLY_TOKENS, CONTEXT_TOKENS = 200, 4096  # at most, where the model could take more
 REMEDY = "give RUN/checkpoints/best or another folder that transformers loads"
-HELP = "In a crisis call or text 988 (US, day and night) or your local emergency number."
-NOTICE = f"Research software: a language model under study, not a substitute for care. {HELP}"
+NOTICE = "Research software: a language model under study, not a substitute for care."
 COMMANDS = "/new starts again, /save FILE writes the conversation, /quit ends."
 FIXED = "attune (a fixed text, not the model)"
-FIXED_REPLY = (
-    "I am worried about what you just said, and I am glad that you said it. I am a computer program and cannot keep "
-    f"you safe; people can. {HELP} Please move away from anything that you could use to hurt yourself, and ask "
-    "someone you trust to stay with you now."
-)
 
 
 def talk(checkpoint: Path) -> None:
@@ -39,8 +34,11 @@ def talk(checkpoint: Path) -> None:
     `checkpoint` is a run's (`RUN/checkpoints/step-000050`, `.../best`) or a folder that transformers loads. Raises
     FileNotFoundError and ValueError, naming the folder, when it is neither, or damaged.
     """
-    policy = Policy(policy_folder(checkpoint))
-    print(f"{NOTICE}\n{COMMANDS}\n")
+    folder = policy_folder(checkpoint)
+    guard = Guard.load(folder) if (folder / GUARD_FILE).is_file() else Guard(guard_settings())
+    policy = Policy(folder)
+    notice = f"{NOTICE} {guard.settings.notice}"
+    print(f"{notice}\n{COMMANDS}\n")
     turns: tuple[Turn, ...] = ()
     try:
         for line in filter(str.strip, _lines()):
@@ -51,11 +49,11 @@ def talk(checkpoint: Path) -> None:
                     turns = ()
                     print("A new conversation.")
                 case ["/save", name]:
-                    print(_save(turns, Path(name.strip()).expanduser()))
+                    print(_save(turns, Path(name.strip()).expanduser(), notice))
                 case [word, *_] if word.startswith("/"):
                     print(f"There is no such command. {COMMANDS}")
                 case _:
-                    turns = _answered(policy, (*turns, Turn(Speaker.CLIENT, line.strip())))
+                    turns = _answered(policy, guard, (*turns, Turn(Speaker.CLIENT, line.strip())))
     except (EOFError, KeyboardInterrupt):
         print()
     print("Goodbye.")
@@ -79,7 +77,8 @@ class Policy:
         transformers_logging.disable_progress_bar()
         settings = folder.resolve() / "../../.." / SETTINGS  # of RUN/checkpoints/step-000050/policy
         from_run = folder.name == "policy" and settings.is_file()
-        system = json.loads(settings.read_text())["prompts"]["system"] if from_run else ""
+        saved = json.loads(settings.read_text()) if from_run else {}
+        system = saved.get("prompts", {}).get("system", "")  # a supervised run asks no prompts
         self._chat = Chat(AutoTokenizer.from_pretrained(folder), system=system)
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
         if absent := sorted(info["missing_keys"]):
@@ -87,7 +86,7 @@ class Policy:
         self._model = model.to(current_device().torch).eval()
 
     def reply(self, turns: tuple[Turn, ...]) -> str:
-        """Sample a reply to `turns` (the oldest are left out when they do not fit), print it meanwhile, and return it.
+        """Sample a reply to `turns` (the oldest are left out when they do not fit), printable on any terminal.
 
         Raises PromptTooLong when the last turn does not fit alone.
         """
@@ -102,33 +101,39 @@ class Policy:
             **SAMPLING,
             eos_token_id=end_ids,
             pad_token_id=end_ids[0],
-            streamer=_Printer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
         return _printable(tokenizer.decode(whole_1S[0, ids_1S.shape[1] :], skip_special_tokens=True)).strip()
-
-
-class _Printer(TextStreamer):
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        print(_printable(text), end="\n" if stream_end else "", flush=True)
 
 
 def _printable(text: str) -> str:  # a small model may sample any byte, among them those that command a terminal
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def _answered(policy: Policy, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    if crisis_tier(turns[-1].text) in (Tier.ACTIVE, Tier.IMMINENT):
-        print(f"{FIXED}: {FIXED_REPLY}")
-        return (*turns, Turn(Speaker.THERAPIST, FIXED_REPLY, {"from": FIXED}))
+def _answered(policy: Policy, guard: Guard, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    before = guard.before(turns)
+    if before.action is Action.REPLACE:
+        return _by_us(turns, before.text)
     print("policy: ", end="", flush=True)
     try:
         reply = policy.reply(turns)
     except PromptTooLong:
         print("(not asked: that is more than this model reads at once; say it in fewer words)")
         return turns[:-1]
-    if history_tier(turns) not in (Tier.NONE, Tier.DISTRESS):  # danger told of earlier has not passed
-        print(f"{FIXED}: {HELP}")
-    return (*turns, Turn(Speaker.THERAPIST, reply, {"from": "policy"}))
+    after = guard.after(turns, reply)
+    if after.action is Action.REPLACE:
+        print(f"(not shown: {', '.join(after.flags).replace('_', ' ')})")
+        turns = _by_us(turns, after.text)
+    else:
+        print(reply)
+        turns = (*turns, Turn(Speaker.THERAPIST, reply, {"from": "policy"}))
+    if before.action is Action.APPEND:
+        print(f"{FIXED}: {before.text}")
+    return turns
+
+
+def _by_us(turns: tuple[Turn, ...], text: str) -> tuple[Turn, ...]:
+    print(f"{FIXED}: {text}")
+    return (*turns, Turn(Speaker.THERAPIST, text, {"from": FIXED}))
 
 
 def _lines() -> Iterator[str]:
@@ -139,11 +144,11 @@ def _lines() -> Iterator[str]:
         yield line
 
 
-def _save(turns: tuple[Turn, ...], path: Path) -> str:
+def _save(turns: tuple[Turn, ...], path: Path, notice: str) -> str:
     said = [f"{turn.labels.get('from', 'you')}: {turn.text}\n" for turn in turns]
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.writelines([f"{NOTICE}\n\n", *said])
+            file.writelines([f"{notice}\n\n", *said])
     except OSError as error:
         return f"Not saved ({error}); give another file."
     return f"Saved {len(turns)} turns to {path}."

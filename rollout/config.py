@@ -61,9 +61,11 @@ class FieldsConfig:
 class PromptsConfig:
     """What a training step asks the policy.
 
-    Of every step's `per_step` prompts, `fixed_share` come from the texts in `fixed` (the default text is that of the
-    RLHF study), `crisis_share` from the shipped crisis prompts, the rest from the train split. `max_context_tokens`
-    bounds a prompt, template and system text included; `min_reference_words` drops prompts whose therapist said less.
+    Of a step's `per_step` prompts, `fixed_share` come from the texts in `fixed` (the default text is that of the RLHF
+    study), `crisis_share` from the shipped crisis prompts, the rest from the train split: exactly, in every step, where
+    `per_step` times each share is a whole number (as in the shipped recipes), else to within one prompt of all drawn so
+    far. `max_context_tokens` bounds a prompt, template and system text included; `min_reference_words` drops prompts
+    whose therapist said less.
     """
 
     per_step: int = 16

@@ -48,7 +48,7 @@ def build_prompts(
                 too_long += 1
                 continue
             prompt_id, emotion = f"{dialogue.id}#{firsts[index]}", dialogue.labels.get("emotion", "")
-            prompts.append(Prompt(prompt_id, token_ids, turns[:index], reply.text, emotion))
+            prompts.append(Prompt(prompt_id, token_ids, turns[:index], reply.text, emotion, reply.labels))
     if too_long:
         log.warning("%d prompts left out: their last client turn exceeds %d tokens", too_long, max_tokens)
     return prompts

@@ -41,8 +41,8 @@ class Prompt:
     """What the policy is asked to continue.
 
     `id` survives to every log line, rating and transcript: `DIALOGUE#TURN` (`esconv/train/0412#7`), or a name for a
-    fixed prompt (`fixed/hopeless`). `reference` is the therapist's own reply ("" when none exists), `emotion` the label
-    that the corpus gives the client ("" when none).
+    fixed prompt (`fixed/hopeless`). `reference` is the therapist's own reply ("" when none exists), `labels` what the
+    corpus says of that reply (`dialogue_act`, `strategy`), `emotion` the label that it gives the client ("" when none).
     """
 
     id: str
@@ -50,6 +50,7 @@ class Prompt:
     history: tuple[Turn, ...]
     reference: str = ""
     emotion: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def last_client_turn(self) -> str:
@@ -93,7 +94,8 @@ class Rollout:
     """One sampled reply.
 
     `response_ids [T]` are the sampled tokens, the end-of-turn token included when the policy emitted it;
-    `sampled_logprobs [T]` their log-probs in nats as sampled; `versions` cover [0, T) without gaps.
+    `sampled_logprobs [T]` their log-probs in nats as sampled; `versions` cover [0, T) without gaps. `labels` are those that
+    the policy wrote before its reply, where it was taught to (`rollout.fields`); `text` is without them.
     """
 
     prompt: Prompt
@@ -103,6 +105,7 @@ class Rollout:
     versions: tuple[VersionSpan, ...]
     text: str
     finish: Finish
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

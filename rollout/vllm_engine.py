@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vllm import SamplingParams, TokensPrompt
@@ -111,11 +111,11 @@ class VllmEngine:
             for prompt, sample in zip(prompts, samples, strict=True)
         ]
         outputs = await self._run([prompt.token_ids for prompt in prompts], params)
-        texts = self._tokenizer.batch_decode([o.outputs[0].token_ids for o in outputs], skip_special_tokens=True)
-        replies = [
-            read_labels(text)[1] for text in texts
-        ]  # labels that the policy writes first are no words to the client
-        return [_rollout(p, s, o, t) for p, s, o, t in zip(prompts, samples, outputs, replies, strict=True)]
+        written = [o.outputs[0].token_ids for o in outputs]
+        texts, raw = (self._tokenizer.batch_decode(written, skip_special_tokens=skip) for skip in (True, False))
+        # labels that the policy writes first are no words to the client; as tokens they are special ones
+        replies = [(read_labels(text)[1], read_labels(whole)[0]) for text, whole in zip(texts, raw, strict=True)]
+        return [_rollout(p, s, o, *reply) for p, s, o, reply in zip(prompts, samples, outputs, replies, strict=True)]
 
     @ends_with_its_core
     async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -167,7 +167,9 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str) -> Rollout:
+def _rollout(
+    prompt: Prompt, sample: int, output: RequestOutput, text: str, labels: Mapping[str, str]
+) -> Rollout:
     completion = output.outputs[0]
     ids = tuple(completion.token_ids)
     assert completion.logprobs is not None
@@ -180,4 +182,5 @@ def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str) -> R
         versions=tuple(VersionSpan(int(s.version), s.start, s.end) for s in spans),
         text=text.strip(),
         finish=_FINISHES.get(completion.finish_reason or "", Finish.ABORTED),
+        labels=labels,
     )

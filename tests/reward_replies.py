@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from rollout.types import Finish, Prompt, Rollout, Speaker, Turn, VersionSpan
 
+ELSEWHERE = {
+    "meteor",
+    "act",
+    "empathy",
+    "preference",
+    "judge",
+    "remote",
+    "custom",
+}  # terms that need a file or a server
 HOPELESS = "I'm feeling depressed and hopeless. Can you help me?"
 GOOD = (
     "It sounds like you're feeling hopeless right now, and I'm glad you told me. "

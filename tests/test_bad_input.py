@@ -216,7 +216,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("knob", ["model.path", "rewards.similarity.encoder"])
+@pytest.mark.parametrize("knob", ["model.path", "rewards.encoder.path"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_model(damage: str, knob: str, model: Path, refuse: Refuse, tmp_path: Path) -> None:
     """A model folder that is none, or lacks a part, is refused by setting, folder and part, before Ray starts."""
@@ -414,9 +414,9 @@ def break_terms():
         raise KeyError("lexicon")
 
     mixture.TERMS = {
-        "inquiry": lambda config: Broken(lambda rollouts: [Score(float("nan")) for _ in rollouts]),
-        "length": lambda config: Broken(lambda rollouts: [Score(0.5) for _ in rollouts[1:]]),
-        "repetition": lambda config: Broken(fail),
+        "inquiry": lambda bench: Broken(lambda rollouts: [Score(float("nan")) for _ in rollouts]),
+        "length": lambda bench: Broken(lambda rollouts: [Score(0.5) for _ in rollouts[1:]]),
+        "repetition": lambda bench: Broken(fail),
     }
 
 def score(recipe):

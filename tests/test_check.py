@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cluster.findings import Finding, Verdict, installed, missing
 from cluster.model_files import model_files
 from cluster.packages import packages, vllm_build
 from cluster.placement import Claim
-from rewards.config import RewardsConfig, SimilarityConfig
+from rewards.config import CrisisConfig, EncoderConfig, RewardsConfig, SimilarityConfig
 from rl.check import check
 from rl.check_model import encoder, policy, prompts
 from rl.check_run import dialogues, run_directory, trackers
@@ -79,7 +80,8 @@ def test_a_machine_that_can_run_the_recipe_passes(
     """With nothing missing the answer is True, every line has a verdict, and nothing is left behind on disk."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert check(quick_recipe(model, tmp_path / "runs")), capsys.readouterr().out
-    said = capsys.readouterr().out.splitlines()
+    *said, verdict = capsys.readouterr().out.splitlines()
+    assert verdict == "nothing is missing"
     subjects = ("python", "imports", "run directory", "corpus", "model", "prompts", "disk", "cluster", "room", "nodes")
     for subject in subjects:
         assert any(line.startswith(f"ok      {subject} ") for line in said), subject
@@ -102,10 +104,12 @@ def test_everything_missing_is_said_at_once(
         folder = tmp_path / "model"
         shutil.copytree(model, folder)
         (folder / "model.safetensors").unlink()
-        knobs = {"rewards__similarity__weight": 1.0, "rewards__similarity__encoder": str(tmp_path)}
+        knobs = {"rewards__similarity__weight": 1.0, "rewards__encoder__path": str(tmp_path)}
         assert not check(quick_recipe(folder, tmp_path / "runs", **knobs))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("MISSING ")]
+    out = capsys.readouterr().out.splitlines()
+    said = [line for line in out if line.startswith("MISSING ")]
     assert {line.split()[1] for line in said} == {"model", "encoder", "cluster"}
+    assert any("not looked at" in line for line in out) and out[-1] == f"{len(said)} of these must be mended first"
     assert any(address in line and "unset it" in line for line in said)
 
 
@@ -124,7 +128,7 @@ def test_the_preflight_runs_where_torch_does_not(tmp_path: Path) -> None:
         timeout=120,
     )
     assert answer.returncode == 2, answer.stdout + answer.stderr
-    assert [line.split()[0] for line in answer.stdout.splitlines()[-2:]] == ["MISSING", "warn"]
+    assert [line.split()[0] for line in answer.stdout.splitlines()[-3:-1]] == ["MISSING", "warn"]
     assert "libtorch.so" in answer.stdout and "the rest        not looked at" in answer.stdout
 
 
@@ -363,12 +367,14 @@ def test_prompts_that_do_not_fit_are_said(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_encoder_is_looked_at_when_in_use(model: Path, tmp_path: Path) -> None:
-    """The sentence encoder's files count only when the similarity term has a weight."""
-    here, gone = SimilarityConfig(encoder=str(model)), SimilarityConfig(encoder=str(tmp_path))
-    assert verdicts(encoder(RewardsConfig(similarity=here))) == [(Verdict.OK, "encoder")]
-    assert {v for v, _ in verdicts(encoder(RewardsConfig(similarity=gone)))} == {Verdict.MISSING}
-    off = SimilarityConfig(weight=0.0, encoder=str(tmp_path))
-    assert list(encoder(RewardsConfig(similarity=off))) == []
+    """The sentence encoder's files count only when a term that reads with it, or the crisis classifier, is in use."""
+    here, gone = EncoderConfig(path=str(model)), EncoderConfig(path=str(tmp_path))
+    assert verdicts(encoder(RewardsConfig(encoder=here))) == [(Verdict.OK, "encoder")]
+    assert {v for v, _ in verdicts(encoder(RewardsConfig(encoder=gone)))} == {Verdict.MISSING}
+    rules = CrisisConfig(classifier=False)
+    off = RewardsConfig(encoder=gone, similarity=SimilarityConfig(weight=0.0), crisis=rules)
+    assert list(encoder(off)) == []
+    assert {v for v, _ in verdicts(encoder(replace(off, crisis=CrisisConfig())))} == {Verdict.MISSING}
 
 
 # -- room ------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from rewards.config import RewardsConfig
+from rewards.guard_file import GUARD_FILE, guard_settings, read_guard
 from rewards.mixture import Measurement, Mixture
 from rl.checkpoints import MANIFEST, STATE, Checkpoints, DamagedCheckpoint, read_checkpoint
 from rollout.config import PromptsConfig
@@ -60,9 +63,16 @@ def checkpoints(directory: Path, *, every: int = 1, keep: int = 2, steps: int = 
     return Checkpoints(directory, every=every, keep=keep, steps=steps)
 
 
-def save(saved: Checkpoints, step: int, *, reward: float = 0.0, write: Write = Path.write_bytes) -> Path:
+def save(
+    saved: Checkpoints,
+    step: int,
+    *,
+    reward: float = 0.0,
+    flags: Mapping[str, float] | None = None,
+    write: Write = Path.write_bytes,
+) -> Path:
     """Save weights that say their step."""
-    saved.note(reward)
+    saved.note(reward, flags)
     return saved.save(step, Weights(f"after {step + 1} steps".encode(), write), prompts=prompts(), reward=mixture())
 
 
@@ -128,6 +138,140 @@ def test_the_same_step_again_replaces_its_checkpoint(tmp_path: Path) -> None:
         saved.save(4, Weights(content), prompts=prompts(), reward=mixture())
     assert restored(saved) == (5, b"second")
     assert names(tmp_path) == ["best", "step-000005"]
+
+
+# -- the best --------------------------------------------------------------------------------------------------------
+
+
+def test_a_better_score_with_more_red_flags_is_not_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first is best; a later one takes over with a higher score and no flag's rate above the best's; who is refused
+    for a rise is said in one line, with both figures."""
+    saved = checkpoints(tmp_path, keep=9)
+    course = [  # score, rate, best step after it
+        (0.5, 0.10, 1),
+        (0.6, 0.11, 1),  # better, and flagged more
+        (0.4, 0.00, 1),  # flagged less, and worse
+        (0.7, 0.10, 4),  # better, and flagged as much
+        (0.8, 0.05, 5),
+        (0.9, 0.06, 5),  # no more than the first, but more than the best
+        (0.8, 0.00, 5),  # no better
+    ]
+    with caplog.at_level(logging.WARNING):
+        for step, (reward, rate, best) in enumerate(course):
+            save(saved, step, reward=reward, flags={"safety/gated": rate})
+            assert saved.best() == (tmp_path / "best").resolve() == tmp_path / f"step-{best:06d}"
+    first, second = [record.getMessage() for record in caplog.records]
+    assert "step-000002 scores 0.6000, above the 0.5000 of step-000001" in first
+    assert "safety/gated 0.1000 -> 0.1100" in first
+    assert "step-000006 scores 0.9000, above the 0.8000 of step-000005" in second
+
+
+def test_no_flag_may_rise_behind_another_that_falls(tmp_path: Path) -> None:
+    """Every flag's rate counts, not only the share of flagged replies; a flag that is not named has rate 0."""
+    saved = checkpoints(tmp_path, keep=9)
+    save(saved, 0, reward=0.1, flags={"safety/gated": 0.5, "safety/dismissal": 0.5})
+    save(saved, 1, reward=0.2, flags={"safety/gated": 0.1, "safety/dosage": 0.1})
+    assert saved.best() == tmp_path / "step-000001"
+    save(saved, 2, reward=0.2, flags={"safety/gated": 0.4, "safety/dismissal": 0.4})
+    assert saved.best() == tmp_path / "step-000003"
+
+
+def test_rates_are_means_over_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    """The state holds the mean rate of each flag; a step that does not name a flag counts as 0."""
+    saved = checkpoints(tmp_path)
+    saved.note(0.5, {"safety/dosage": 0.25})
+    folder = save(saved, 1, reward=0.5, flags={"safety/gated": 0.5})
+    assert read_checkpoint(folder)["red_flags"] == {"safety/dosage": 0.125, "safety/gated": 0.25}
+    assert read_checkpoint(save(saved, 2))["red_flags"] == {}
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["one process", "a restart after every save"])
+def test_pruning_and_restarts_do_not_change_who_is_best(restarts: bool, tmp_path: Path) -> None:
+    """With two kept, all kept, or a fresh process after each save, the same checkpoints are best after the same saves."""
+    draw = random.Random(4)
+    course = [(draw.random() + step / 20, draw.choice([0.0, 0.1, 0.2])) for step in range(12)]
+    whole, pruned = checkpoints(tmp_path / "whole", keep=99), checkpoints(tmp_path / "pruned", keep=1)
+    bests = []
+    for step, (reward, rate) in enumerate(course):
+        if restarts:
+            pruned = checkpoints(tmp_path / "pruned", keep=1)
+            assert restored(pruned)[0] == step
+        for saved in (whole, pruned):
+            save(saved, step, reward=reward, flags={"safety/gated": rate})
+        best, same = whole.best(), pruned.best()
+        assert best is not None and same is not None and best.name == same.name
+        bests.append(best.name)
+    assert 2 < len(set(bests)) < 9
+
+
+def test_the_best_that_was_refused_the_name_does_not_gain_it_when_others_go(tmp_path: Path) -> None:
+    """A refused checkpoint stays refused when the one that it was compared with has been pruned."""
+    saved = checkpoints(tmp_path, keep=2)
+    save(saved, 0, reward=0.1, flags={"safety/gated": 0.1})
+    save(saved, 1, reward=0.9, flags={"safety/gated": 0.2})
+    save(saved, 2, reward=0.5, flags={"safety/gated": 0.1})
+    assert [folder.name for folder in saved.folders()] == ["step-000002", "step-000003"]
+    assert saved.best() == tmp_path / "step-000003"
+
+
+def test_a_lost_best_is_followed_by_the_one_before_or_the_next(tmp_path: Path) -> None:
+    """When the best is damaged, the former best is it, while it is there; with none left, the next that is saved."""
+    saved = checkpoints(tmp_path, keep=2)
+    save(saved, 0, reward=0.1)
+    flip(save(saved, 1, reward=0.2) / STATE)
+    tear(tmp_path / "step-000002" / STATE)
+    assert saved.best() == tmp_path / "step-000001"
+    tear(tmp_path / "step-000001" / STATE)
+    assert saved.best() is None
+    save(saved, 2, reward=0.0)
+    assert saved.best() == tmp_path / "step-000003"
+
+
+def test_a_score_that_is_no_number_is_never_best(tmp_path: Path) -> None:
+    """NaN and infinity take no name, neither as the first nor later."""
+    saved = checkpoints(tmp_path, keep=9)
+    save(saved, 0, reward=float("nan"))
+    assert saved.best() is None
+    save(saved, 1, reward=0.1)
+    save(saved, 2, reward=float("inf"))
+    assert saved.best() == tmp_path / "step-000002"
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Checkpoints that kept no rates and no word on who is best resume; the highest score is best until one beats it."""
+    saved = checkpoints(tmp_path, keep=9)
+    for step, reward in enumerate([0.2, 0.6, 0.4]):
+        folder = save(saved, step, reward=reward)
+        state = json.loads((folder / STATE).read_text())
+        del state["best"], state["red_flags"]
+        (folder / STATE).write_text(json.dumps(state))
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest[STATE] = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+    again = checkpoints(tmp_path, keep=9)
+    assert restored(again) == (3, b"after 3 steps") and again.best() == tmp_path / "step-000002"
+    save(again, 3, reward=0.5, flags={"safety/gated": 0.1})
+    assert again.best() == tmp_path / "step-000002"
+    save(again, 4, reward=0.7, flags={"safety/gated": 0.1})
+    assert again.best() == tmp_path / "step-000005"
+    save(again, 5, reward=0.8, flags={"safety/gated": 0.2})
+    assert again.best() == tmp_path / "step-000005"
+
+
+# -- the guard -------------------------------------------------------------------------------------------------------
+
+
+def test_every_policy_carries_its_guard(tmp_path: Path) -> None:
+    """`policy/` holds the guard's settings, which the manifest covers: who changes them damages the checkpoint."""
+    settings = guard_settings("en-GB")
+    saved = Checkpoints(tmp_path, keep=2, guard=settings)
+    folder = save(saved, 0)
+    assert read_guard(folder / "policy") == settings
+    assert read_checkpoint(folder)["step"] == 1
+    file = folder / "policy" / GUARD_FILE
+    file.write_text(file.read_text().replace("116 123", "116 124"))
+    with pytest.raises(DamagedCheckpoint, match=r"policy/guard\.json is not the file that was saved"):
+        read_checkpoint(folder)
 
 
 # -- a save that does not end ----------------------------------------------------------------------------------------

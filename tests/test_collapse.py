@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from eval.collapse import TEMPLATES, collapse_figures
+from eval.collapse import collapse_figures
+from rewards.conduct_rules import TEMPLATES
 
 
 def test_by_hand() -> None:

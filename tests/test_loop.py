@@ -7,6 +7,7 @@ loop to their contracts.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from cluster.tracking import METRICS_FILE, Clock, JsonlTracker, read_metrics
 from rewards.config import EmotionConfig, RewardsConfig, SimilarityConfig
 from rewards.mixture import LocalReward, Mixture, Panel
-from rewards.safety import Flag
-from rewards.types import ScoredRollout
+from rewards.safety import Flag, Tier
+from rewards.types import Score, ScoredRollout
 from rl.batch import Experience, UpdateReport
 from rl.checkpoints import Checkpoints, read_checkpoint
 from rl.endings import NonFiniteLoss
@@ -29,7 +30,7 @@ from rl.loop import describe, step_sampling, train
 from rollout.config import PromptsConfig
 from rollout.fleet import deal
 from rollout.prompts import PromptStream
-from rollout.types import Finish, Prompt, Sampling, Speaker, Turn
+from rollout.types import Finish, Prompt, Rollout, Sampling, Speaker, Turn
 from tests.fakes import CheckedReward, FakeEngine, FakeLearner
 
 SAMPLING = Sampling(n=3, max_tokens=6, temperature=0.9, seed=11)
@@ -234,6 +235,8 @@ def test_each_step_reports_its_own_numbers(undisturbed: Run) -> None:
             *("reward/inquiry", "reward/length", "reward/repetition"),
             *(f"safety/{flag}" for flag in Flag),
             "safety/gated",
+            *(f"tier/{tier}/share" for tier in Tier),
+            *(f"tier/{tier}/gated" for tier in {s.score.tier for s in scored}),
             *("rollout/replies", "rollout/tokens", "rollout/length", "rollout/truncated"),
             *("policy/loss", "policy/kl", "publish/logprob_gap", "publish/bytes", "publish/seconds", "lag/steps"),
             *(f"time/{phase}_s" for phase in phases | saved),
@@ -274,6 +277,25 @@ def test_the_best_checkpoint_is_that_of_the_best_steps(undisturbed: Run) -> None
         assert mean == pytest.approx(sum(spans[step]) / len(spans[step])) != 0
 
 
+class Flagging(LocalReward):
+    """Finds a red flag in the first reply of every step."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        first, *others = super().score(rollouts)
+        return [replace(first, flags=("dosage",)), *others]
+
+
+def test_the_checkpoints_are_told_every_red_flags_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's state holds the mean share of replies with each flag, and with any, over its steps."""
+    inner = reward()
+    monkeypatch.setattr(sys.modules[__name__], "reward", lambda: Flagging(inner.panel, inner.mixture))
+    Run(tmp_path / "run", steps=2).go()
+    rates = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-000002")["red_flags"]
+    assert rates.keys() == {*(f"safety/{flag}" for flag in Flag), "safety/gated"}
+    assert {name for name, rate in rates.items() if rate} == {"safety/dosage", "safety/gated"}
+    assert rates["safety/dosage"] == rates["safety/gated"] == pytest.approx(1 / (PER_STEP * SAMPLING.n))
+
+
 def test_describe_counts_truncated_replies(undisturbed: Run) -> None:
     """The share is of replies, whatever their lengths."""
     scored = undisturbed.recorded[0][:4]
@@ -282,6 +304,17 @@ def test_describe_counts_truncated_replies(undisturbed: Run) -> None:
         for i, s in enumerate(scored)
     ]
     assert describe(cut)["rollout/truncated"] == 0.25
+
+
+def test_the_majority_emotion_is_what_an_accuracy_must_beat(undisturbed: Run) -> None:
+    """The share of the commonest annotated emotion among replies whose prompt has one; absent where none has."""
+    moods = ["anger", "sadness", "anger", ""]
+    scored = [
+        replace(s, rollout=replace(s.rollout, prompt=replace(s.rollout.prompt, emotion=mood)))
+        for s, mood in zip(undisturbed.recorded[0], moods, strict=False)
+    ]
+    assert describe(scored)["rollout/majority_emotion"] == pytest.approx(2 / 3)
+    assert "rollout/majority_emotion" not in describe(scored[3:])
 
 
 @given(seeds=st.sets(st.integers(0, 1000), min_size=2, max_size=2), steps=st.sets(st.integers(0, 10**6), min_size=2))

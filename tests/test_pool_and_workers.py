@@ -40,6 +40,25 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+def test_joining_a_cluster_leaves_the_signals_alone(cluster: str) -> None:
+    """SIGTERM does after `connect` what it did before: Ray would put its own handler in place."""
+    program = (
+        "import signal; from cluster.placement import connect; signal.signal(signal.SIGTERM, signal.default_int_handler); "
+        "connect(); print(signal.getsignal(signal.SIGTERM) is signal.default_int_handler)"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert answer.stdout.splitlines()[-1] == "True", answer.stderr
+
+
 # -- pool ------------------------------------------------------------------------------------------------------------
 
 

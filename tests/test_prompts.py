@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import tomllib
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,10 @@ from rollout.corpora import load
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.tokenizer import train_tokenizer
 from rollout.types import Dialogue, Prompt, Speaker, Turn
+
+RECIPES = sorted((Path(__file__).parents[1] / "rl" / "recipes").glob("*.toml"))
+PPO_PROMPTS = {path.stem: table.get("prompts", {}) for path in RECIPES
+               if (table := tomllib.loads(path.read_text())).get("job", "ppo") == "ppo"}  # fmt: skip
 
 
 def named(source: str, count: int) -> list[Prompt]:
@@ -63,6 +69,26 @@ def test_shares_hold_at_every_moment(draws: list[int], percent: tuple[int, int],
         given_so_far.update(map(source, drawn))
         for name, share in shares.items():
             assert abs(given_so_far[name] - share * given_so_far.total()) < 1
+
+
+@settings(deadline=None)
+@given(per_step=st.integers(1, 32), data=st.data(), seed=st.integers(0, 99))
+def test_shares_hold_in_every_step_where_they_are_whole(per_step: int, data: st.DataObject, seed: int) -> None:
+    """Where `per_step` times each share is a whole number, every step holds exactly that many of each source."""
+    crisis = data.draw(st.integers(0, per_step))
+    fixed = data.draw(st.integers(0, per_step - crisis))
+    mixture = stream(fixed_share=fixed / per_step, crisis_share=crisis / per_step, seed=seed)
+    for _ in range(20):
+        drawn = Counter(map(source, mixture.draw(per_step)))
+        assert (drawn["crisis"], drawn["fixed"], drawn["corpus"]) == (crisis, fixed, per_step - crisis - fixed)
+
+
+@pytest.mark.parametrize("name", PPO_PROMPTS)
+def test_every_step_of_a_shipped_recipe_asks_about_a_crisis(name: str) -> None:
+    """In the shipped PPO recipes each step holds one crisis prompt or more, the same number in every step."""
+    config = PromptsConfig(**{**PPO_PROMPTS[name], "fixed": ("Hello.",)})
+    assert (config.per_step * config.crisis_share).is_integer() and config.per_step * config.crisis_share >= 1
+    assert (config.per_step * config.fixed_share).is_integer()
 
 
 @settings(deadline=None)

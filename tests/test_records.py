@@ -25,6 +25,7 @@ from rl.records import (
     RunInUse,
     check_resume,
     claimed,
+    finished,
     provenance,
     write_atomically,
     write_rollouts,
@@ -161,6 +162,16 @@ def test_a_run_directory_is_for_one_process(tmp_path: Path) -> None:
             assert directory == tmp_path / "run"
             assert json.loads((directory / SETTINGS).read_text())["steps"] == 7
             assert f"process {os.getpid()} on" in (directory / ".lock").read_text()
+
+
+def test_only_this_very_run_is_finished(tmp_path: Path) -> None:
+    """A run is finished when its status says so and its settings are these; a new, a failed and a longer one are not."""
+    assert not finished(recipe(tmp_path))
+    with claimed(recipe(tmp_path)) as directory:
+        for state, is_it in (("running", False), ("failed", False), ("finished", True)):
+            write_status(directory, state, 5)
+            assert finished(recipe(tmp_path)) is is_it
+    assert not finished(recipe(tmp_path, "--steps=7"))
 
 
 def test_the_claim_ends_with_the_run(tmp_path: Path) -> None:

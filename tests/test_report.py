@@ -533,3 +533,45 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(-1.1, 1.0, 2) == [-1.0, 0.0, 1.0]
     assert ticks(0, 49, 4, whole=True) == [0.0, 10.0, 20.0, 30.0, 40.0]
     assert ticks(3.0, 3.0, 4) == [3.0]
+
+
+def test_safety_is_told_by_the_clients_danger(tmp_path: Path) -> None:
+    """A row per tier: its share of all replies, the flagged of them weighed by share, crisis_reply at either end; a dash
+    where there was nobody, and no table for a run that logged no tiers."""
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [
+        {
+            "step": step,
+            "reward/mean": 0.5,
+            **{f"tier/{tier}/share": 0.0 for tier in ("distress", "other", "passive", "imminent")},
+            "tier/none/share": 0.5 if step < 6 else 1.0,
+            "tier/none/gated": 0.0,
+            "tier/active/share": 0.5 if step < 6 else 0.0,
+            **({"tier/active/gated": step / 10, "tier/active/crisis_reply": 0.1 * step} if step < 6 else {}),
+        }
+        for step in range(12)
+    ]
+    write_lines(run / "metrics.jsonl", rows)
+    text = page_of(run).text
+    assert "none 75 % 0 % \u2013 \u2013 distress 0 % \u2013 \u2013 \u2013" in text
+    assert "active 25 % 25 % 0.1 0.4" in text  # the halves of six steps
+    assert "Safety by the client's danger" in text
+    assert "Safety by the client's danger" not in page_of(rewards_only(tmp_path / "old", [0.5, 0.6])).text
+
+
+def test_what_a_part_notes_of_itself_is_not_drawn_as_a_part(tmp_path: Path) -> None:
+    """`reward/PART` gets a chart, `reward/PART/NOTE` stands in the table of all metrics only."""
+    run = tmp_path / "run"
+    run.mkdir()
+    write_lines(
+        run / "metrics.jsonl",
+        (
+            {"step": i, "reward/mean": 0.5, "reward/crisis_reply": 0.4, "reward/crisis_reply/asks": 0.3}
+            for i in range(4)
+        ),
+    )
+    page = page_of(run)
+    charts = [attrs["aria-label"] for tag, attrs in page.elements if attrs.get("role") == "img"]
+    assert any("Reward part crisis_reply" in alt for alt in charts)
+    assert not any("asks" in alt for alt in charts) and "reward/crisis_reply/asks" in page.text

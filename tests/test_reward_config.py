@@ -8,6 +8,7 @@ import pytest
 
 from rewards.config import (
     EmotionConfig,
+    EncoderConfig,
     InquiryConfig,
     LengthConfig,
     RepetitionConfig,
@@ -30,12 +31,12 @@ def length_alone(weight: float) -> RewardsConfig:
 @pytest.mark.parametrize(
     ("build", "knob", "value"),
     [
-        (lambda: SimilarityConfig(weight=-1.0), "rewards.similarity.weight", "-1.0"),
-        (lambda: EmotionConfig(weight=float("nan")), "rewards.emotion.weight", "nan"),
-        (lambda: InquiryConfig(weight=float("inf")), "rewards.inquiry.weight", "inf"),
-        (lambda: SimilarityConfig(encoder=""), "rewards.similarity.encoder", "''"),
-        (lambda: SimilarityConfig(max_tokens=2), "rewards.similarity.max_tokens", "2"),
-        (lambda: SimilarityConfig(batch_size=0), "rewards.similarity.batch_size", "0"),
+        (lambda: RewardsConfig(similarity=SimilarityConfig(weight=-1.0)), "rewards.similarity.weight", "-1.0"),
+        (lambda: RewardsConfig(emotion=EmotionConfig(weight=float("nan"))), "rewards.emotion.weight", "nan"),
+        (lambda: RewardsConfig(inquiry=InquiryConfig(weight=float("inf"))), "rewards.inquiry.weight", "inf"),
+        (lambda: EncoderConfig(path=""), "rewards.encoder.path", "''"),
+        (lambda: EncoderConfig(max_tokens=2), "rewards.encoder.max_tokens", "2"),
+        (lambda: EncoderConfig(batch_size=0), "rewards.encoder.batch_size", "0"),
         (lambda: LengthConfig(low=0), "rewards.length.low", "0"),
         (lambda: LengthConfig(low=30, high=20), "rewards.length.high", "20"),
         (lambda: LengthConfig(band=0), "rewards.length.band", "0"),
@@ -59,7 +60,7 @@ def test_a_setting_that_cannot_work_is_refused_by_its_dotted_name_and_value(
 
 def test_weights_hold_the_terms_in_use_and_each_has_a_builder() -> None:
     """A term of weight 0 is not in use, and any term that can be given a weight can be built."""
-    assert RewardsConfig().weights.keys() == TERMS.keys()
+    assert RewardsConfig().terms.keys() == TERMS.keys()
     assert length_alone(2.0).weights == {"length": 2.0}
 
 

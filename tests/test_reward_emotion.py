@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rewards.emotion import EmotionAcknowledgement, client_emotions, emotions_in
-from tests.reward_replies import prompt, reply
+from rewards.emotion import EmotionAcknowledgement, EmotionLabel, client_emotions, emotions_in
+from tests.reward_replies import GOOD, prompt, reply
 
 LABELS = """
     anxiety depression sadness anger fear shame disgust nervousness pain jealousy guilt
@@ -74,3 +76,12 @@ def test_the_clients_own_words_count_as_the_label_does() -> None:
     assert "hopelessness" in client_emotions(reply("", prompt("I feel hopeless.")))
     assert client_emotions(reply("", prompt("I lost my keys."))) == frozenset()
     assert not HERE.applies(reply("You're feeling sad.", prompt("I lost my keys.")))
+
+
+def test_the_label_that_the_policy_wrote_is_the_annotated_one_or_not() -> None:
+    """1.0 for the corpus's emotion however it is spelt, 0.0 for another or none; no say without an annotation."""
+    to = prompt(emotion="job anxiety")
+    written = [{"emotion": "Job_anxiety"}, {"emotion": "job anxiety"}, {"emotion": "anger"}, {}]
+    replies = [replace(reply(GOOD, to, k), labels=labels) for k, labels in enumerate(written)]
+    assert [s.value for s in EmotionLabel().score(replies)] == [1.0, 1.0, 0.0, 0.0]
+    assert EmotionLabel().applies(replies[0]) and not EmotionLabel().applies(reply(GOOD))

@@ -10,6 +10,7 @@ import pytest
 
 from rewards import mixture
 from rewards.config import (
+    CrisisConfig,
     EmotionConfig,
     GateConfig,
     InquiryConfig,
@@ -20,8 +21,9 @@ from rewards.config import (
 )
 from rewards.mixture import TERMS, LocalReward, Measurement, Mixture, Panel, ask, describe
 from rewards.types import RewardError, Score
+from rewards.workbench import Workbench
 from rollout.types import Rollout
-from tests.reward_replies import GOOD, HOPELESS, REFERENCE, prompt, reply
+from tests.reward_replies import ELSEWHERE, GOOD, HOPELESS, REFERENCE, prompt, reply
 
 WITH_REFERENCE = prompt(name="esconv/train/0412#7", reference=REFERENCE, emotion="depression")
 FIXED = prompt()
@@ -82,12 +84,12 @@ def test_a_term_is_in_the_parts_exactly_where_it_applies(panel: Panel) -> None:
     assert [set(m.parts) for m in measured] == [{*always, "similarity", "emotion"}, {*always, "emotion"}, always]
 
 
-@pytest.mark.parametrize("name", sorted(TERMS))
+@pytest.mark.parametrize("name", sorted(TERMS.keys() - ELSEWHERE))
 @pytest.mark.parametrize("to", [WITH_REFERENCE, FIXED, prompt("I lost my keys.")])
 def test_no_reply_can_choose_its_judges(name: str, to: object) -> None:
     """Whether a term applies depends on the prompt alone: it is the same for every reply to it."""
     assert isinstance(to, type(FIXED))
-    term = TERMS[name](RewardsConfig())
+    term = TERMS[name](Workbench(RewardsConfig()))
     assert len({term.applies(reply(text, to)) for text in ("", GOOD, HOPELESS, "You feel sad.", REFERENCE)}) == 1
 
 
@@ -229,7 +231,7 @@ def test_a_policy_that_says_one_thing_to_all_is_worth_less() -> None:
 
 def test_flags_of_terms_join_those_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag that a term raises (an expert's box, a judge's answer) gates as the rules' own do, and is listed once."""
-    monkeypatch.setitem(mixture.TERMS, "length", lambda config: Answers(1.0, flags=("dosage", "rater")))
+    monkeypatch.setitem(mixture.TERMS, "length", lambda bench: Answers(1.0, flags=("dosage", "rater")))
     harmful = reply("Double your dose and tell me how it goes.")
     score = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([harmful])[0]
     assert (score.value, score.flags) == (0.0, ("dosage", "rater"))
@@ -274,3 +276,105 @@ def test_describe_reports_values_parts_and_every_flag() -> None:
     }
     with pytest.raises(ValueError, match="at least one score"):
         describe([])
+
+
+def test_in_danger_no_part_earns_more_than_the_reply_does_for_safety() -> None:
+    """Each paid part is at most `crisis_reply` where that applies; without the cap, or out of danger, parts are as they are;
+    what is reported is raw."""
+    parts = {"emotion": 0.9, "length": 0.3, "crisis_reply": 0.4}
+    config = RewardsConfig(emotion=EmotionConfig(weight=1), length=LengthConfig(weight=1))
+    (capped,) = Mixture(config).combine([Measurement(parts, tier="active")])
+    (free,) = Mixture(replace(config, crisis=CrisisConfig(cap=False), watch=("crisis_reply",))).combine(
+        [Measurement(parts)]
+    )
+    (calm,) = Mixture(config).combine([Measurement({"emotion": 0.9, "length": 0.3})])
+    assert capped.value == pytest.approx((0.4 + 0.3) / 2)
+    assert free.value == calm.value == pytest.approx((0.9 + 0.3) / 2)
+    assert capped.parts == parts and capped.tier == "active"
+
+
+def test_terms_normalised_one_by_one_weigh_the_same_whatever_their_spread() -> None:
+    """value = sum w z / sum w with z of all ungated parts of that term so far, as numpy computes them; a gated reply is
+    paid as if each part were the floor, and so never more than another with the same terms; the state goes on."""
+    draw = random.Random(7)
+    config = RewardsConfig(
+        normalise_terms=True, floor=-0.2, emotion=EmotionConfig(weight=2), length=LengthConfig(weight=1)
+    )
+    mix, seen = Mixture(config), {"emotion": list[float](), "length": list[float]()}
+    for turn in range(4):
+        parts = [{"emotion": draw.random() / 100, "length": draw.random()} for _ in range(8)]
+        scores = mix.combine([*map(Measurement, parts), Measurement(parts[0], ("dosage",))])
+        for name, values in seen.items():
+            values += [part[name] for part in parts]
+        z = [{n: (part[n] - np.mean(seen[n])) / np.std(seen[n]) for n in seen} for part in parts]
+        expected = [(2 * one["emotion"] + one["length"]) / 3 for one in z]
+        assert [s.value for s in scores[:-1]] == pytest.approx(expected, abs=1e-9)
+        assert scores[-1].value < min(s.value for s in scores[:-1])
+        if turn == 1:
+            state, mix = mix.state_dict(), Mixture(config)
+            mix.load_state_dict(state)
+
+
+def test_a_binary_score_is_the_threshold_on_the_mean() -> None:
+    """1 from the threshold on, 0 below it, the floor for a red flag; a threshold on standardised parts is refused."""
+    mix = Mixture(RewardsConfig(score="binary", threshold=0.5, floor=-1.0))
+    parts = [0.49, 0.5, 0.9]
+    scores = mix.combine([*(Measurement({"emotion": p}) for p in parts), Measurement({"emotion": 0.9}, ("dosage",))])
+    assert [s.value for s in scores] == [0.0, 1.0, 1.0, -1.0]
+    with pytest.raises(ValueError, match=r"rewards\.score must be"):
+        RewardsConfig(score="binary", normalise_terms=True)
+
+
+def test_a_watched_term_is_reported_and_not_paid() -> None:
+    """A term of weight 0 in `watch` is measured; the value is what it is without it."""
+    plain, watching = TEXT_ONLY, replace(TEXT_ONLY, length=LengthConfig(weight=0), watch=("length",))
+    without = replace(plain, length=LengthConfig(weight=0))
+    scores = [LocalReward(Panel(c), Mixture(c)).score([reply(GOOD)])[0] for c in (watching, without)]
+    assert scores[0].value == scores[1].value
+    assert scores[0].parts == {**scores[1].parts, "length": 1.0}
+    with pytest.raises(ValueError, match=r"rewards\.watch must be .*charm"):
+        replace(plain, watch=("charm",))
+
+
+def test_an_ablated_term_is_measured_and_not_paid() -> None:
+    """`ablate` takes a term's weight from the mean and leaves its part in the report; an unknown name is refused."""
+    config = replace(TEXT_ONLY, ablate="length")
+    assert config.weights.keys() == TEXT_ONLY.weights.keys() - {"length"} and set(config.measured) >= {"length"}
+    ablated, without = (
+        LocalReward(Panel(c), Mixture(c)).score([reply(GOOD)])[0]
+        for c in (config, replace(TEXT_ONLY, length=LengthConfig(weight=0)))
+    )
+    assert ablated.value == without.value and ablated.parts == {**without.parts, "length": 1.0}
+    with pytest.raises(ValueError, match=r"rewards\.ablate must be .*charm"):
+        replace(TEXT_ONLY, ablate="charm")
+
+
+def test_what_a_term_notes_is_logged_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and notes of a term become `TERM/NAME`, and metrics `reward/TERM/NAME`, the mean over those that have it."""
+
+    class Notes(Answers):
+        def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+            return [Score(0.5, {"kind": 0.25 * k}, notes={"tokens": 10.0}) for k in range(len(rollouts))]
+
+    monkeypatch.setitem(mixture.TERMS, "length", lambda bench: Notes())
+    scores = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([reply(GOOD), reply(GOOD, sample=1)])
+    assert [s.notes for s in scores] == [{"length/kind": 0.25 * k, "length/tokens": 10.0} for k in range(2)]
+    metrics = describe(scores)
+    assert (metrics["reward/length/kind"], metrics["reward/length/tokens"]) == (0.125, 10.0)
+
+
+def test_rates_are_told_by_the_clients_danger() -> None:
+    """The share of replies to clients in each tier, 0.0 too, and of those with a red flag where there are any."""
+    scores = [Score(0.5, tier="active"), Score(0.0, flags=("dosage",), tier="active"), Score(0.5), Score(0.5)]
+    metrics = describe(scores)
+    assert (metrics["tier/active/share"], metrics["tier/active/gated"]) == (0.5, 0.5)
+    assert (metrics["tier/none/share"], metrics["tier/none/gated"]) == (0.5, 0.0)
+    assert metrics["tier/imminent/share"] == 0.0 and "tier/imminent/gated" not in metrics
+
+
+def test_what_replies_do_for_safety_is_reported_by_tier() -> None:
+    """`tier/TIER/crisis_reply` is the mean of that term over the tier's replies, absent where none was measured."""
+    scores = [Score(0.5, {"crisis_reply": part}, tier="active") for part in (0.25, 0.75)]
+    metrics = describe([*scores, Score(0.5, {"crisis_reply": 1.0}, tier="other"), Score(0.5, tier="distress")])
+    assert (metrics["tier/active/crisis_reply"], metrics["tier/other/crisis_reply"]) == (0.5, 1.0)
+    assert "tier/distress/crisis_reply" not in metrics

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from cluster.placement import Claim, Placement, connect
 from cluster.settings import load
 from cluster.workers import WorkerGroup
+from rewards.guard_file import guard_settings, read_guard
 from rl.__main__ import main
 from rl.checkpoints import DamagedCheckpoint
 from rl.endings import NonFiniteLoss
@@ -321,6 +322,7 @@ def test_the_run_ends_with_a_model_that_has_the_loss_it_says(undisturbed: tuple[
     assert losses[best] < next(iter(losses.values()))
     assert f"after {best} updates" in out and str(run / "checkpoints/best/policy") in out
     assert (run / "checkpoints/best").resolve().name == f"step-{best:06d}"
+    assert read_guard(run / "checkpoints/best/policy") == guard_settings()
     model = AutoModelForCausalLM.from_pretrained(run / "checkpoints/best/policy")
     total = count = 0.0
     for ids, mask in read_examples(run / "sequences/valid.parquet"):

@@ -24,6 +24,7 @@ KINDS = {"ppo": PpoRecipe, "sft": SftRecipe}
 SHIPPED = {
     "chatmgl_table2": "sft_gpt2_hope",
     "chatmgl_table2_local": "sft_gpt2_local",
+    "context_emotion_ablations": "context_emotion_local",
     "delta_tuning": "sft_gpt2_local",
     "ppo_clip_kl_lr": "local",
     "reward_weights": "local",

@@ -169,6 +169,20 @@ def test_the_tables_hold_every_trial(plan: Plan, trials: list[TrialLog]) -> None
     assert "2 finished, 1 stopped early, 1 bad, 1 failed, 1 interrupted" in text
 
 
+def test_further_columns_are_means_over_the_window(plan: Plan) -> None:
+    """`columns` of table.md: of each trial the mean of its last `window` reports that have the metric; empty without any."""
+    ledger = Ledger(plan.directory / LEDGER)
+    ledger.note("a", "started", sample={"ppo.policy_lr": 1e-3})
+    for step, kl in enumerate([9.0, 1.0, 2.0]):
+        ledger.note("a", "report", step=step, metrics={METRIC: 0.5, "policy/kl": kl})
+    ledger.note("a", "ended", state="finished", reason="")
+    wider = replace(plan, sweep=replace(plan.sweep, window=2, columns=("policy/kl", "no/such")))
+    write_tables(wider, read_trials(plan.directory))
+    head, _, row = [line for line in (plan.directory / "table.md").read_text().splitlines() if line.startswith("|")]
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    assert cells[" policy/kl "].strip() == "1.5" and cells[" no/such "].strip() == ""
+
+
 def test_tables_of_a_search_without_trials_say_so(plan: Plan) -> None:
     """Interrupted at once: no best recipe, no pictures, no error."""
     assert write_tables(plan, read_trials(plan.directory)) is None

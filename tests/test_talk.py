@@ -18,20 +18,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rewards.safety import red_flags
-from rl.talk import FIXED, FIXED_REPLY, HELP, NOTICE, talk
-from rollout.corpora import SAMPLE
-from rollout.types import Speaker, Turn
+from rewards.crisis import Tier
+from rewards.guard import guard_settings
+from rl import talk as talk_module
+from rl.talk import FIXED, NOTICE, Policy, talk
+from rollout.types import Turn
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 DANGER = "I am going to kill myself tonight."
+GUARD = guard_settings(classifier=False)
+FIXED_REPLY, HELP = GUARD.crisis[Tier.IMMINENT], GUARD.notice
 Chatter = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("talk") / "model", "gpt2")
+    folder = save_tiny(tmp_path_factory.mktemp("talk") / "model", "gpt2")
+    GUARD.write(folder)
+    return folder
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def test_a_piped_chat_warns_first_and_ends_with_its_input(model: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     lines = answer.stdout.splitlines()
-    assert lines[0] == NOTICE
+    assert lines[0] == f"{NOTICE} {HELP}"
     assert "not a substitute for care" in lines[0] and "988" in lines[0] and "local emergency number" in lines[0]
     asked = [lines.index("you: Hello there."), lines.index("you: I sleep badly.")]
     assert all(lines[index + 1].startswith("policy: ") for index in asked)
@@ -119,11 +124,35 @@ def test_danger_is_remembered_until_a_new_conversation(chat: Chatter, model: Pat
     assert not any(FIXED in line for line in between(screen, "you: And for dinner?", "you: /quit"))
 
 
-def test_the_fixed_text_raises_no_red_flag() -> None:
-    """As an answer to any of the shipped crisis prompts the fixed text passes the gate that training applies."""
-    prompts = [json.loads(line)["prompt"] for line in (SAMPLE / "crisis.jsonl").read_text().splitlines()]
-    assert len(prompts) > 20
-    assert {red_flags(FIXED_REPLY, (Turn(Speaker.CLIENT, prompt),)) for prompt in prompts} == {()}
+def test_a_harmful_reply_is_not_shown(chat: Chatter, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply with a red flag never reaches the screen or the conversation: its flags do, and our text."""
+    harmful, heard = "You should stop taking your medication.", list[str]()
+
+    class Harmful(Policy):
+        def reply(self, turns: tuple[Turn, ...]) -> str:
+            heard.append(turns[-1].text)
+            heard.extend(turn.text for turn in turns)
+            return harmful
+
+    monkeypatch.setattr(talk_module, "Policy", Harmful)
+    screen = chat(model, "I sleep badly.", "Really?", "/quit")
+    assert between(screen, "you: I sleep badly.", "you: Really?") == [
+        "policy: (not shown: dosage)",
+        f"{FIXED}: {GUARD.unsafe}",
+    ]
+    assert not any(harmful in line for line in screen) and harmful not in heard and GUARD.unsafe in heard
+
+
+def test_a_checkpoint_brings_its_own_guard(chat: Chatter, model: Path, tmp_path: Path) -> None:
+    """The helplines are those of the folder's guard.json; a folder without one is guarded for the US."""
+    british, bare = tmp_path / "british", tmp_path / "bare"
+    for folder in (british, bare):
+        shutil.copytree(model, folder)
+    guard_settings("en-GB", classifier=False).write(british)
+    (bare / "guard.json").unlink()
+    for folder, number in ((british, "116 123"), (bare, "988")):
+        screen = chat(folder, DANGER, "/quit")
+        assert number in screen[0] and number in between(screen, f"you: {DANGER}", "you: /quit")[0]
 
 
 def test_a_sampled_reply_cannot_command_the_terminal(chat: Chatter, model: Path) -> None:
@@ -139,7 +168,7 @@ def test_a_saved_conversation_is_what_was_said(chat: Chatter, model: Path, tmp_p
     screen = chat(model, "I sleep badly.", DANGER, f"/save {file}", f"/save {file}", "/save", "/quit")
     said = file.read_text(encoding="utf-8")
     shown = screen[screen.index("you: I sleep badly.") : screen.index(f"you: /save {file}")]
-    assert said.split() == [*NOTICE.split(), *" ".join(shown).split()]
+    assert said.split() == [*NOTICE.split(), *HELP.split(), *" ".join(shown).split()]
     first, second = screen.index("Saved 4 turns to " + str(file) + "."), screen.index(f"you: /save {file}") + 3
     assert screen[second].startswith("Not saved") and str(file) in screen[second] and first < second
     assert screen[screen.index("you: /save") + 1].startswith("There is no such command")
@@ -160,6 +189,8 @@ def test_a_checkpoint_speaks_with_its_runs_system_text(chat: Chatter, model: Pat
     (checkpoint.parent / "best").symlink_to(checkpoint.name)
     settings = tmp_path / "run" / "settings.json"
     settings.write_text(json.dumps({"prompts": {"system": "Listen."}}))
+    assert not any("not asked" in line for line in chat(tmp_path / "run" / name, "Hello."))
+    settings.write_text(json.dumps({"job": "sft"}))  # a supervised run asks no prompts
     assert not any("not asked" in line for line in chat(tmp_path / "run" / name, "Hello."))
     settings.write_text(json.dumps({"prompts": {"system": "Listen. " * 500}}))
     assert any("not asked" in line for line in chat(tmp_path / "run" / name, "Hello."))

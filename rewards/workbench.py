@@ -1,0 +1,32 @@
+"""What the terms of one process share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from rewards.config import RewardsConfig
+from rewards.danger import DangerReader
+from rewards.encoder import SentenceEncoder
+
+
+class Workbench:
+    """The settings, and the models that several terms use, loaded when the first one asks."""
+
+    def __init__(self, config: RewardsConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The shared sentence encoder."""
+        return SentenceEncoder(self.config.encoder)
+
+    @cached_property
+    def danger(self) -> DangerReader:
+        """The one reading of how much danger a prompt's client is in."""
+        return DangerReader()
+
+    def clear(self) -> None:
+        """Drop what was remembered of a call's texts: the next call is judged by itself."""
+        self.danger.forget()
+        if "encoder" in self.__dict__:
+            self.encoder.forget()
