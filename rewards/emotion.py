@@ -124,7 +124,7 @@ class EmotionLabel:
 
 
 def _same(label: str, other: str) -> bool:
-    return normalise(label).replace("_", " ") == normalise(other).replace("_", " ")
+    return normalise(label.replace("_", " ")) == normalise(other.replace("_", " "))  # a token has no spaces
 
 
 def _grade(reply: str, emotions: frozenset[str]) -> float:
