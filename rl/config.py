@@ -253,10 +253,10 @@ class PpoRecipe:
             )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
         needed = self.prompts.max_context_tokens + self.sampling.max_tokens
-        if needed > self.rollout.max_model_len:
+        if needed >= self.rollout.max_model_len:  # one token more: the probe of a publish samples one beyond its reply
             raise ValueError(
-                f"prompts.max_context_tokens + sampling.max_tokens = {needed} must not exceed rollout.max_model_len "
-                f"= {self.rollout.max_model_len}; raise it, or lower one of the two"
+                f"prompts.max_context_tokens + sampling.max_tokens = {needed} must not exceed or reach "
+                f"rollout.max_model_len = {self.rollout.max_model_len}; raise it, or lower one of the two"
             )
         tiny = self.model.tiny
         if not self.model.path and (tiny.hidden % tiny.heads or tiny.hidden // tiny.heads < 32):

@@ -237,6 +237,7 @@ def test_a_mistake_in_a_sample_names_the_search() -> None:
             ["prompts.per_step", "45", "divide by ppo.minibatches", "4"],
         ),
         (["--sampling.max_tokens", "400"], ["sampling.max_tokens", "656", "rollout.max_model_len", "320"]),
+        (["--sampling.max_tokens", "64"], ["sampling.max_tokens", "320", "rollout.max_model_len", "320"]),
         (["--model.tiny.context", "128"], ["model.tiny.context", "128", "rollout.max_model_len", "320"]),
     ],
 )
