@@ -82,8 +82,8 @@ class EmotionConfig(TermConfig):
 class EmotionClassConfig(TermConfig):
     """A classifier's probability that the reply shows the annotated emotion."""
 
-    head: str = "emotion"
-    """"emotion" (shipped: GoEmotions, Ekman's six and neutral) or a folder that `attune fit emotion` wrote."""
+    head: str = ""
+    """Folder that `attune fit emotion` wrote."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,6 @@ _ENCODING = {
     "similarity", "bertscore", "reader", "relevance", "specificity", "emotion_class", "act", "empathy", "preference",
 }  # fmt: skip
 _NEEDED = (  # what a term cannot be without
-    ("meteor", "wordnet"), ("act", "head"), ("empathy", "heads"), ("preference", "model"), ("judge", "url"),
-    ("judge", "model"), ("remote", "url"), ("custom", "path"),
+    ("meteor", "wordnet"), ("emotion_class", "head"), ("act", "head"), ("empathy", "heads"), ("preference", "model"),
+    ("judge", "url"), ("judge", "model"), ("remote", "url"), ("custom", "path"),
 )  # fmt: skip

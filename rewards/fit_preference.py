@@ -85,7 +85,7 @@ def fit_preference(
     `source` says where the ratings come from: `files` (name -> sha256) and `licence`. The same arguments give the same
     bytes. Raises ValueError when `out` holds something, or the ratings are too few or all the same.
     """
-    from rewards.preference_card import MODEL_CARD, PLOT, draw, model_card
+    from rewards.preference_card import MODEL_CARD, PLOT, draw, model_card, verdicts
     from rewards.preference_ensemble import CARD, base_card, write_ensemble
     from rewards.preference_features import FEATURE_SETS, Sight, embedded, texts_of
     from rewards.preference_report import report_on
@@ -113,10 +113,10 @@ def fit_preference(
     partial.mkdir(parents=True)
     write_ensemble(ensemble, partial)
     (partial / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (partial / MODEL_CARD).write_text(page := model_card(report, card), encoding="utf-8")
+    (partial / MODEL_CARD).write_text(model_card(report, card), encoding="utf-8")
     draw(report, partial / PLOT)
     os.replace(partial, out)
-    for line in page.splitlines()[2:5:2]:
+    for line in filter(None, verdicts(report).split("\n")):
         say(line.replace("**", ""))
     say(f"preference model: {out}")
     return card

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from rewards.bertscore import BertScore
+from rewards.classifiers import DialogueAct, EmotionClass, Empathy
 from rewards.conduct import Advice, Balance, Boundaries, Template
 from rewards.config import RewardsConfig
 from rewards.crisis import Tier
@@ -63,6 +64,9 @@ TERMS: Mapping[str, Callable[[Workbench], Term]] = {
     "emotion": lambda bench: EmotionAcknowledgement(),
     "emotion_label": lambda bench: EmotionLabel(),
     "preference": Preference,
+    "emotion_class": EmotionClass,
+    "act": DialogueAct,
+    "empathy": Empathy,
     "judge": lambda bench: Judge(bench.config.judge),
     "boundaries": lambda bench: Boundaries(),
     "balance": Balance,

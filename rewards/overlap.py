@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards.classifiers import DialogueAct
 from rewards.similarity import Similarity
 from rewards.types import Score
 from rewards.words import words
@@ -118,11 +119,8 @@ class Reader:
 
     def __init__(self, bench: Workbench) -> None:
         self._similarity = Similarity(bench)
-        self._act = None
-        if head := bench.config.reader.act_head:
-            from rewards.classifiers import DialogueAct
-
-            self._act = DialogueAct(bench, head, knob="reader.act_head")
+        head = bench.config.reader.act_head
+        self._act = DialogueAct(bench, head, knob="reader.act_head") if head else None
         self._rouge = rouge_f1("rouge1", "rouge2", "rougeL")
         self._bleu1 = sentence_bleu(order=1)
 

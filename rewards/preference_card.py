@@ -17,6 +17,15 @@ _ARMS = {
     "blind": "client and turn only, blind to the reply",
     "constant": "constant",
 }
+_HEADS = (
+    "",
+    "Spearman",
+    "Kendall",
+    "pairs of a dialogue in order",
+    "within a dialogue",
+    "calibration error",
+    "mean error",
+)
 _PULLS = {
     "words": "words of the reply (log)",
     "question": "a question mark",
@@ -35,41 +44,27 @@ def model_card(report: Report, card: Mapping[str, Any]) -> str:
     encoder = card["encoder"]
     return f"""# Preference model
 
-{_against(report, "length", "the length of the reply alone")}
-
-{_against(report, "blind", "a model that sees the client's words and the turn's number, and not the reply")}
+{verdicts(report)}
 
 Research software: a model of what raters said, not of what helps. It is not a substitute for care.
 
 ## Held-out replies
 
-{
-        _table(
-            (
-                "",
-                "Spearman",
-                "Kendall",
-                "pairs of a dialogue in order",
-                "within a dialogue",
-                "calibration error",
-                "mean error",
-            ),
-            _arms(report),
-        )
-    }
-95 % intervals from {
-        card["draws"]
-    } bootstrap samples of the dialogues. "Pairs" counts replies of one dialogue that were rated
-differently; ratings often rise with the turns of a session, so what knows only the turn's number does well there. "Within" is
-Spearman's correlation when each dialogue's mean and the trend over its turns are taken off both sides. Spearman's correlation of
-the model minus that of {_ARMS["length"]}: {report.ahead["length"]}; minus that of {_ARMS["blind"]}: {
-        report.ahead["blind"]
-    }.
-A constant orders nothing: its correlations are 0 by definition.
+{_table(_HEADS, _arms(report))}
+95 % intervals from {card["draws"]} bootstrap samples of the dialogues.
+"Pairs" counts replies of one dialogue that were rated differently; ratings often rise with the turns of a session, so what
+knows only the turn's number does well there. "Within" is Spearman's correlation when each dialogue's mean and the trend over
+its turns are taken off both sides. A constant orders nothing: its correlations are 0 by definition.
 
-The predictions are narrow: 5 % lie below {low:.3f}, half below {middle:.3f}, 95 % below {
-        high:.3f}, where ratings run from 0 to 1.
-`rewards.normalise_terms` gives such a term the same say as others.
+Spearman's correlation of the model minus that of
+
+- {_ARMS["length"]}: {report.ahead["length"]}
+- {_ARMS["blind"]}: {report.ahead["blind"]}
+
+Ratings run from 0 to 1; of the predictions 5 % lie below {low:.3f}, half below {middle:.3f}, 95 % below {high:.3f}.
+Answered with other replies, the same history is given predictions with a standard deviation of {report.sway:.4f}:
+that is what a policy can earn by its words. Where it is little beside other terms, `rewards.normalise_terms` gives all of them
+the same say.
 
 ## By problem
 
@@ -93,13 +88,27 @@ Spearman's correlation of the members' spread and the error: {report.doubt}; {_d
   ratings on the valid split by a line of slope {card["calibration"]["slope"]:.3f} (0: it learned nothing).
 - Features ({report.tried[0].features}): {", ".join(card["features"])}. Chosen with the penalty \
 {report.tried[0].penalty:g} per reply among {len(report.tried)} by the valid split (Spearman \
-{report.tried[0].valid_spearman:.3f}); the held-out replies were looked at once.
+{report.tried[0].valid_spearman:.3f}); nothing was chosen by the held-out replies.
 
 What one standard deviation of a plain number adds to the prediction, whatever the reply says:
 
 {_table(("plain number", "adds"), ((_PULLS[name], f"{pull:+.4f}") for name, pull in report.pull.items()))}
 Use: `--rewards.preference.model FOLDER --rewards.preference.weight 1`. The term pays clip(mean - beta * std, 0, 1).
 """
+
+
+def verdicts(report: Report) -> str:
+    """What it does not beat comes first."""
+    words = {
+        "length": "the length of the reply alone",
+        "blind": "a model that sees the client's words and the turn's number, and not the reply",
+    }
+    lines = [_against(report, name, words[name]) for name in sorted(words, key=report.beats)]
+    if not report.beats("blind"):
+        lines.append(
+            "**What it knows, it may know without the reply: as a reward it is no evidence of a better reply.**"
+        )
+    return "\n\n".join(lines)
 
 
 def _against(report: Report, baseline: str, words: str) -> str:

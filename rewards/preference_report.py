@@ -15,6 +15,7 @@ from rewards.preference_ridge import Candidate, fit_ensemble, scores_of, seen
 from rewards.rated_replies import RatedReply, RatedSplits
 
 _FEWEST_GROUPS = 5  # below, a bootstrap over groups says nothing
+_HISTORIES, _ANSWERS = 200, 20  # of `sway`
 _PARTS = 3  # of the held-out replies, by the ensemble's spread
 BASELINES: Mapping[str, tuple[str, ...]] = {"length": LENGTH, "blind": BLIND}
 
@@ -48,7 +49,8 @@ class Report:
     and calibrated in the same way, and `constant` (the mean rating of the valid split). `ahead` is the model's Spearman
     correlation minus a baseline's, on the same samples of groups. `doubt` is Spearman's correlation of the members' spread
     and |prediction - rating|: above 0, the model knows where it errs. `pull` is what one standard deviation of each plain
-    number adds to the prediction.
+    number adds to the prediction. `sway` is the standard deviation of the predictions for the same history: 200 held-out
+    histories (or all) are each answered with the same 20 held-out replies, drawn by the seed.
     """
 
     arms: Mapping[str, Measures]
@@ -59,6 +61,7 @@ class Report:
     bins: tuple[tuple[float, float, int], ...]
     predicted: tuple[float, float, float]
     """5 %, 50 % and 95 % quantile of the predictions."""
+    sway: float
     pull: Mapping[str, float]
     tried: tuple[Candidate, ...]
     replies: Mapping[str, int]
@@ -115,6 +118,7 @@ def report_on(
         ),
         bins=tuple(calibration_bins(mean_N, score_N)),
         predicted=tuple(np.quantile(mean_N, [0.05, 0.5, 0.95]).tolist()),
+        sway=_sway(ensemble, sight, test, seed),
         pull=_pull(ensemble, sight.width),
         tried=tuple(tried),
         replies={name: len(split) for name, split in vars(splits).items()},
@@ -140,6 +144,14 @@ def _by_problem(held: Held, test: Sequence[RatedReply], mean_N: Floats) -> tuple
         error = float(np.abs(mean_N[rows] - held.score_N[rows]).mean())
         found.append(OneProblem(problem, len(rows), groups, among, error))
     return tuple(sorted(found, key=lambda one: (-one.replies, one.problem)))
+
+
+def _sway(ensemble: Ensemble, sight: Sight, test: Sequence[RatedReply], seed: int) -> float:
+    order = np.random.default_rng(seed).permutation(len(test)).tolist()
+    asked, answers = order[:_HISTORIES], [test[at].reply for at in order[-_ANSWERS:]]
+    crossed = [(test[at].history, answer) for at in asked for answer in answers]
+    mean_N, _ = ensemble.predict(sight.matrix(ensemble.features, crossed))
+    return float(mean_N.reshape(len(asked), len(answers)).std(axis=1).mean())
 
 
 def _pull(ensemble: Ensemble, width: int) -> dict[str, float]:

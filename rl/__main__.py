@@ -3,6 +3,7 @@
     attune ppo RECIPE.toml [--dotted.name value ...]     train (the same command resumes)
     attune sft RECIPE.toml [--dotted.name value ...]     fine-tune on replies (the same command resumes)
     attune sweep RECIPE.toml SWEEP.toml [...]            search over either with Ray Tune
+    attune fit KIND [--dotted.name value ...]            fit a classifier or a preference model for the reward
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
     attune report RUN                                    write RUN/report.html again
@@ -41,7 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a run as Ctrl-C does
-    commands = {"ppo": ppo, "sft": sft, "sweep": sweep, "check": check, "talk": talk, "report": report, "demo": demo}
+    commands = {
+        "ppo": ppo,
+        "sft": sft,
+        "sweep": sweep,
+        "fit": fit,
+        "check": check,
+        "talk": talk,
+        "report": report,
+        "demo": demo,
+    }
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return Exit.DONE if words else Exit.WRONG_INPUT
@@ -120,6 +130,13 @@ def sweep(words: Sequence[str]) -> int:
     from rl.sweep import sweep as search
 
     return search(words)
+
+
+def fit(words: Sequence[str]) -> int:
+    """A head or a preference model for the reward."""
+    from rewards.fit import fit_command
+
+    return fit_command(words)
 
 
 def demo(words: Sequence[str]) -> int:

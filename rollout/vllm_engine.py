@@ -167,9 +167,7 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _rollout(
-    prompt: Prompt, sample: int, output: RequestOutput, text: str, labels: Mapping[str, str]
-) -> Rollout:
+def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labels: Mapping[str, str]) -> Rollout:
     completion = output.outputs[0]
     ids = tuple(completion.token_ids)
     assert completion.logprobs is not None
