@@ -234,8 +234,9 @@ class GateConfig:
 class CrisisConfig:
     """What a client's danger asks of the reply."""
 
-    classifier: bool = True
-    """Whether the shipped crisis head is heard beside the rules; either one raises the tier."""
+    classifier: bool = False
+    """Whether the shipped crisis head is heard beside the rules; either one raises the tier. It hears nearly all danger,
+    and danger in most turns of people who are only sad (see its MODEL_CARD.md): for alarms that people follow up."""
     cap: bool = True
     """Whether a reply to a client in danger earns at most what it does for their safety (term `crisis_reply`)."""
     locale: str = "en-US"

@@ -12,8 +12,8 @@
 `history` is the whole conversation, the client's newest turn last: danger told of earlier has not passed. Keep both
 verdicts with the conversation, and have people read those that are not PASS.
 
-The guard reads English, by rules and a small classifier. It misses some danger, and hears some where there is none; it does
-not make a research model fit for care. Where `classifier` is false nothing here imports torch.
+The guard reads English, by rules and, where it is switched on, a small classifier. It misses some danger, and hears some
+where there is none; it does not make a research model fit for care. Where `classifier` is false nothing here imports torch.
 """
 
 from __future__ import annotations

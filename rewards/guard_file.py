@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 GUARD_FILE = "guard.json"
 FORMAT = 1
-_RULES = ("crisis.py", "danger.py", "flag_rules.py", "safety.py", "words.py", "resources.toml")
+_RULES = ("crisis.py", "danger.py", "flag_rules.py", "safety.py", "words.py", "resources.toml",
+          "crisis_head.py", "fitted/crisis/head.safetensors")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class GuardSettings:
         (folder / GUARD_FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def guard_settings(locale: str = "en-US", *, classifier: bool = True) -> GuardSettings:
+def guard_settings(locale: str = "en-US", *, classifier: bool = False) -> GuardSettings:
     """The settings for a locale: fixed replies at tiers active and imminent, a notice at other and passive.
 
     Raises ValueError for a locale that `rewards/resources.toml` does not list.

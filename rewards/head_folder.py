@@ -95,7 +95,7 @@ def score_tables(scores: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Se
     whole = [
         ("macro-F1", interval(scores["macro_f1"])),
         ("accuracy", interval(scores["accuracy"])),
-        (f"accuracy of always saying {scores['majority_label']!r}", interval(scores["majority_accuracy"])),
+        (f"accuracy of always saying {str(scores['majority_label'])!r}", interval(scores["majority_accuracy"])),
         ("calibration error before the temperature", interval(scores["ece_before"])),
         ("calibration error after it", interval(scores["ece_after"])),
     ]

@@ -23,7 +23,11 @@ class Workbench:
     @cached_property
     def danger(self) -> DangerReader:
         """The one reading of how much danger a prompt's client is in."""
-        return DangerReader()
+        if not self.config.crisis.classifier:
+            return DangerReader()
+        from rewards.crisis_head import CrisisHead  # loads scikit-learn
+
+        return DangerReader(CrisisHead(self.encoder))
 
     def clear(self) -> None:
         """Drop what was remembered of a call's texts: the next call is judged by itself."""

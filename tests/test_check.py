@@ -374,7 +374,7 @@ def test_the_encoder_is_looked_at_when_in_use(model: Path, tmp_path: Path) -> No
     rules = CrisisConfig(classifier=False)
     off = RewardsConfig(encoder=gone, similarity=SimilarityConfig(weight=0.0), crisis=rules)
     assert list(encoder(off)) == []
-    assert {v for v, _ in verdicts(encoder(replace(off, crisis=CrisisConfig())))} == {Verdict.MISSING}
+    assert {v for v, _ in verdicts(encoder(replace(off, crisis=CrisisConfig(classifier=True))))} == {Verdict.MISSING}
 
 
 # -- room ------------------------------------------------------------------------------------------------------------

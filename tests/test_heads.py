@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 
 from rewards.classifiers import MECHANISMS, DialogueAct, EmotionClass, Empathy
-from rewards.config import ActConfig, EmotionClassConfig, EmpathyConfig, EncoderConfig, RewardsConfig
+from rewards.config import ActConfig, CrisisConfig, EmotionClassConfig, EmpathyConfig, EncoderConfig, RewardsConfig
+from rewards.crisis import Tier, crisis_tier
+from rewards.crisis_head import CrisisHead, heard
+from rewards.danger import IN_DANGER
 from rewards.encoder import SentenceEncoder
 from rewards.fit import run
 from rewards.fit_config import FitConfig
 from rewards.head_features import text_features
 from rewards.heads import CARD, Head
+from rewards.labelled import crisis_rows
 from rewards.softmax_regression import fit, nll, temperature
 from rewards.types import Score
 from rewards.workbench import Workbench
+from rollout.types import Speaker, Turn
 from tests.reward_replies import prompt, reply
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +182,26 @@ def test_empathy_is_the_expected_level_of_three_mechanisms(tmp_path: Path) -> No
     cold, warm = term.score([reply("Ok."), reply("I am so sorry, that must hurt terribly and I feel with you.")])
     assert cold.value < 0.3 < 0.7 < warm.value
     assert set(warm.parts) == set(MECHANISMS) and warm.value == pytest.approx(sum(warm.parts.values()) / 3)
+
+
+def test_the_shipped_crisis_head_hears_danger_that_the_rules_miss(encoder: SentenceEncoder) -> None:
+    """Of the held-out sentences in danger rules or head hear 95 in 100 at least, and no such sentence was trained on; on
+    idioms and other traps the rules alone are the better ear. The workbench asks the head only where it is switched on."""
+    folder = ROOT / "rewards" / "crisis_sentences"
+    train, held = (crisis_rows(folder / name, tuple(Tier)) for name in ("train.tsv", "held_out.tsv"))
+    assert len(held) >= 300 and not {text.casefold() for text, _, _ in train} & {text.casefold() for text, _, _ in held}
+    rules = [crisis_tier(text) for text, _, _ in held]
+    either = [
+        heard(*pair) for pair in zip(rules, CrisisHead(encoder).tiers([text for text, _, _ in held]), strict=True)
+    ]
+    danger = [tier in IN_DANGER for _, tier, _ in held]
+    traps = [kind == "trap" for _, _, kind in held]
+    assert sum(e in IN_DANGER for e, d in zip(either, danger, strict=True) if d) >= 0.95 * sum(danger)
+    passed = [sum(t not in IN_DANGER for t, trap in zip(ear, traps, strict=True) if trap) for ear in (rules, either)]
+    assert passed[0] >= 0.9 * sum(traps) > passed[1]
+    hint = (Turn(Speaker.CLIENT, "You won't be hearing from me after Friday, I have made my peace with it."),)
+    on = CrisisConfig(classifier=True)
+    assert bench(crisis=on).danger.tier(hint) in IN_DANGER and bench().danger.tier(hint) not in IN_DANGER
 
 
 @pytest.mark.parametrize(
