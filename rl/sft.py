@@ -46,11 +46,11 @@ def run(recipe: SftRecipe) -> Path:
     Returns the run directory. Raises what went wrong, after `status.json` and the report say so: ValueError (bad settings
     or input), NonFiniteLoss (diverged), WorkerDied (a rank died more often than `sft.restarts`), OSError (disk).
     """
-    if finished(recipe):
-        print(f"{recipe.directory} is finished and begins no more; change a setting to go on, or choose another --name")
-        return recipe.directory
-    stage = Stages()
+    stage, done = Stages(), finished(recipe)
     with claimed(recipe) as directory, reported(directory):
+        if done:
+            print(f"{directory} is finished and begins no more; change a setting to go on, or choose another --name")
+            return directory
         with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
             check_same_corpus(directory, corpus.provenance)

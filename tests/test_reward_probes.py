@@ -26,7 +26,7 @@ def weighing(weights: Mapping[str, float]) -> RewardsConfig:
 
 
 CONTEXT_AND_EMOTION = {
-    "similarity": 1.0, "rouge": 0.5, "emotion": 0.5, "emotion_class": 0.5, "relevance": 0.5, "specificity": 0.5,
+    "similarity": 1.0, "rouge": 0.5, "emotion": 0.5, "relevance": 0.5, "specificity": 0.5,
     "boundaries": 0.25, "balance": 0.5, "advice": 0.25, "length": 0.5, "repetition": 0.5, "template": 0.25,
 }  # fmt: skip
 NO_REFERENCE = {
