@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ def test_a_terminal_is_left_politely(model: Path, key: bytes) -> None:
 
 
 def _own_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in a shell's background inherit that it is ignored
     os.close(os.open(os.ttyname(0), os.O_RDWR))  # a session's first terminal is the one whose keys signal it
 
 
