@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,56 +29,58 @@ _LEVELS = ("0", "1", "2")
 MECHANISMS = ("emotional_reactions", "interpretations", "explorations")
 
 
-class EmotionClass:
-    """The probability that the reply shows the emotion that the corpus gives the client, by a head.
+class LabelTerm(ABC):
+    """The probability that the reply has the label that the corpus gives, by a head.
 
-    The note `accuracy` is 1 where that emotion is the most probable, else 0: a neutral corpus makes it high for nothing, so
-    compare it with the head's majority baseline. An annotation that is no label of the head is looked up among Ekman's
-    emotions; the term abstains where there is none (jealousy), and without an annotation. An empty reply shows nothing: 0.
+    The note `accuracy` is 1 where that label is the most probable, else 0. Abstains where the label is not annotated or the
+    head does not know it. An empty reply has none: 0.
     """
 
-    def __init__(self, bench: Workbench) -> None:
-        """Raises ValueError when `rewards.emotion_class.head` cannot be read."""
-        folder = Path(bench.config.emotion_class.head).expanduser()
-        self._head = Head.load(folder, bench.encoder, kind="emotion", knob="rewards.emotion_class.head")
+    def __init__(self, bench: Workbench, folder: str, *, kind: str, knob: str) -> None:
+        """Raises ValueError, naming the setting `knob`, when `folder` holds no head of this kind."""
+        self._head = Head.load(Path(folder).expanduser(), bench.encoder, kind=kind, knob=f"rewards.{knob}")
         self._column = {label.casefold(): c for c, label in enumerate(self._head.labels)}
 
     def applies(self, rollout: Rollout) -> bool:
-        """Whether the annotated emotion is one that the head knows."""
+        """Whether the annotated label is one that the head knows."""
         return self._wanted(rollout) is not None
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Score `rollouts`, in each of which the emotion is known to the head."""
-        return _label_scores(self._head, rollouts, [self._wanted(r) for r in rollouts])
+        """Score `rollouts`, in each of which the label is known to the head."""
+        said = [i for i, r in enumerate(rollouts) if r.text.strip()]
+        scores = [Score(0.0, notes={"accuracy": 0.0}) for _ in rollouts]
+        for i, probability_C in zip(said, self._head.read([rollouts[i].text for i in said]), strict=True):
+            wanted = self._wanted(rollouts[i])
+            right = float(probability_C.argmax() == wanted)
+            scores[i] = Score(float(probability_C[wanted]), notes={"accuracy": right})
+        return scores
+
+    @abstractmethod
+    def _wanted(self, rollout: Rollout) -> int | None:
+        """The head's column of the annotated label; None where it has none."""
+
+
+class EmotionClass(LabelTerm):
+    """The probability that the reply shows the emotion that the corpus gives the client; see `LabelTerm`.
+
+    A neutral corpus makes `accuracy` high for nothing, so compare it with the head's majority baseline. An annotation that is
+    no label of the head is looked up among Ekman's emotions, of which jealousy is none.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench, bench.config.emotion_class.head, kind="emotion", knob="emotion_class.head")
 
     def _wanted(self, rollout: Rollout) -> int | None:
         emotion = rollout.prompt.emotion.strip().casefold()
         return self._column.get(emotion, self._column.get(_EKMAN.get(emotion, "")))
 
 
-class DialogueAct:
-    """The probability that the reply has the dialogue act of the therapist's own, by a head.
-
-    The note `accuracy` is 1 where that act is the most probable, else 0. Abstains where the act is not annotated or the head
-    does not know it. An empty reply does nothing: 0.
-    """
+class DialogueAct(LabelTerm):
+    """The probability that the reply has the dialogue act of the therapist's own; see `LabelTerm`."""
 
     def __init__(self, bench: Workbench, folder: str = "", *, knob: str = "act.head") -> None:
-        """`folder` holds the head ("" takes that of `rewards.act.head`), `knob` names the setting it comes from.
-
-        Raises ValueError, naming the setting, when it cannot be read.
-        """
-        folder = folder or bench.config.act.head
-        self._head = Head.load(Path(folder).expanduser(), bench.encoder, kind="act", knob=f"rewards.{knob}")
-        self._column = {label.casefold(): c for c, label in enumerate(self._head.labels)}
-
-    def applies(self, rollout: Rollout) -> bool:
-        """Whether the therapist's act is one that the head knows."""
-        return self._wanted(rollout) is not None
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Score `rollouts`, in each of which the act is known to the head."""
-        return _label_scores(self._head, rollouts, [self._wanted(r) for r in rollouts])
+        """`folder` holds the head ("" takes that of `rewards.act.head`), `knob` names the setting it comes from."""
+        super().__init__(bench, folder or bench.config.act.head, kind="act", knob=knob)
 
     def _wanted(self, rollout: Rollout) -> int | None:
         return self._column.get(rollout.prompt.labels.get("dialogue_act", "").strip().casefold())
@@ -121,12 +124,3 @@ def _expected(head: Head, probability_NC: NDArray[np.float64]) -> NDArray[np.flo
     """The expected level as a share of the highest, `[N]`."""
     share_C = np.array([_LEVELS.index(label) / (len(_LEVELS) - 1) for label in head.labels])
     return (probability_NC @ share_C).clip(0.0, 1.0)
-
-
-def _label_scores(head: Head, rollouts: Sequence[Rollout], wanted: Sequence[int | None]) -> list[Score]:
-    said = [i for i, r in enumerate(rollouts) if r.text.strip()]
-    scores = [Score(0.0, notes={"accuracy": 0.0}) for _ in rollouts]
-    for i, probability_C in zip(said, head.read([rollouts[i].text for i in said]), strict=True):
-        right = float(probability_C.argmax() == wanted[i])
-        scores[i] = Score(float(probability_C[wanted[i]]), notes={"accuracy": right})
-    return scores

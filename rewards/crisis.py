@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rewards.words import phrases, sentences
 from rollout.types import Speaker, Turn
@@ -26,6 +26,12 @@ class Tier(enum.StrEnum):
 
 
 _SEVERITY = {tier: severity for severity, tier in enumerate(Tier)}
+
+
+def gravest(tiers: Iterable[Tier]) -> Tier:
+    """The tier with the most danger; none of none."""
+    return max(tiers, key=_SEVERITY.__getitem__, default=Tier.NONE)
+
 
 _KIN = (
     "wife|husband|partner|ex|boyfriend|girlfriend|mom|mother|dad|father|parents|brothers?|sisters?|sons?|daughters?|kids?"
@@ -149,13 +155,13 @@ def crisis_tier(text: str) -> Tier:
     ("tonight") is imminent.
     """
     found = (tier for sentence in sentences(text) for tier in _tiers(_IDIOMS.sub(" ", sentence)))
-    return max(found, key=_SEVERITY.__getitem__, default=Tier.NONE)
+    return gravest(found)
 
 
 def history_tier(history: Sequence[Turn]) -> Tier:
     """The gravest tier of the client's turns: who disclosed danger and then changed the subject is still in danger."""
     tiers = (crisis_tier(turn.text) for turn in history if turn.speaker is Speaker.CLIENT)
-    return max(tiers, key=_SEVERITY.__getitem__, default=Tier.NONE)
+    return gravest(tiers)
 
 
 def _tiers(sentence: str) -> Iterator[Tier]:

@@ -18,7 +18,6 @@ from rewards.heads import SHIPPED, Head
 from rewards.words import normalise
 
 WORDING = "wording.json"
-_SEVERITY = {tier: severity for severity, tier in enumerate(Tier)}
 
 
 class Wording:
@@ -100,8 +99,3 @@ def tiers_of(probability_NC: NDArray[np.float64], tiers: Sequence[Tier], thresho
         tiers[dangerous[c]] if danger >= threshold else Tier.NONE
         for c, danger in zip(gravest, danger_NC.sum(axis=1), strict=True)
     ]
-
-
-def heard(rules: Tier, head: Tier) -> Tier:
-    """The graver of what the rules and the head hear."""
-    return max(rules, head, key=_SEVERITY.__getitem__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from rewards.crisis import Tier, history_tier
+from rewards.crisis import Tier, gravest, history_tier
 from rollout.types import Speaker, Turn
 
 IN_DANGER = frozenset({Tier.OTHER, Tier.PASSIVE, Tier.ACTIVE, Tier.IMMINENT})
@@ -46,7 +46,7 @@ class DangerReader:
         heard = self._hear(new.values())
         for key, history in new.items():
             readings = [history_tier(history), *_labels(history), *(heard[text] for text in _latest(history) if heard)]
-            self._known[key] = max(readings, key=_SEVERITY.__getitem__)
+            self._known[key] = gravest(readings)
         return [self._known[key] for key, _ in asked]
 
     def forget(self) -> None:
@@ -56,9 +56,6 @@ class DangerReader:
     def _hear(self, histories: Iterable[Sequence[Turn]]) -> dict[str, Tier]:
         texts = list(dict.fromkeys(text for history in histories for text in _latest(history)))
         return dict(zip(texts, self._head.tiers(texts), strict=True)) if self._head and texts else {}
-
-
-_SEVERITY = {tier: severity for severity, tier in enumerate(Tier)}
 
 
 def _client(history: Sequence[Turn]) -> list[Turn]:
@@ -71,7 +68,7 @@ def _latest(history: Sequence[Turn]) -> list[str]:
 
 def _labels(history: Sequence[Turn]) -> list[Tier]:
     labels = (turn.labels.get("tier", "") for turn in _client(history))
-    return [Tier(label) for label in labels if label in _SEVERITY]
+    return [Tier(label) for label in labels if label in set(Tier)]
 
 
 def _key(history: Sequence[Turn]) -> tuple[str, ...]:

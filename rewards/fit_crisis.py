@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.crisis import Tier, crisis_tier
-from rewards.crisis_head import WORDING, Wording, crisis_features, heard, tiers_of
+from rewards.crisis import Tier, crisis_tier, gravest
+from rewards.crisis_head import WORDING, Wording, crisis_features, tiers_of
 from rewards.danger import IN_DANGER
 from rewards.encoder import SentenceEncoder
 from rewards.fit import base_card
@@ -78,7 +78,7 @@ def fit_crisis(data: Path | None, config: FitConfig, say: Say) -> dict[str, byte
     }
     told = tiers_of(after_NC, TIERS, threshold)
     rules = [crisis_tier(text) for text in held_texts]
-    readings = {"rules": rules, "head": told, "either": [heard(*pair) for pair in zip(rules, told, strict=True)]}
+    readings = {"rules": rules, "head": told, "either": [gravest(pair) for pair in zip(rules, told, strict=True)]}
     found["danger"] = {name: hearing(held, tiers, config) for name, tiers in readings.items()}
     for name, said in found["danger"].items():
         say(f"  {name}: " + ", ".join(f"{what} {interval(said[what])}" for what in _WHOLE if what in said))

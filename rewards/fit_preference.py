@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from cluster.settings import help_text, load, require_at_least
 from rewards.config import EncoderConfig
 from rewards.rated_replies import RatedReply, RatedSplits, read_ratings, split_by_group, starred
 from rollout.config import CorpusConfig
+from rollout.corpora.corpus import fingerprints
 
 if TYPE_CHECKING:
     from rewards.encoder import SentenceEncoder
@@ -54,8 +54,9 @@ def fit_preference_command(words: Sequence[str]) -> int:
         print(help_text(FitPreferenceConfig, "attune fit preference"))
         return 0
     config = load(FitPreferenceConfig, argv=words)
-    out = Path(config.out).expanduser()
-    _check_free(out)  # before anything is computed
+    from rewards.head_folder import check_free
+
+    out = check_free(config.out)  # before anything is computed
     splits, source = _ratings(config)
     for name, split in vars(splits).items():
         _say(f"{name}: {len(split)} rated replies of {len({rated.group for rated in split})} dialogues")
@@ -85,13 +86,14 @@ def fit_preference(
     `source` says where the ratings come from: `files` (name -> sha256) and `licence`. The same arguments give the same
     bytes. Raises ValueError when `out` holds something, or the ratings are too few or all the same.
     """
+    from rewards.head_folder import check_free
     from rewards.preference_card import MODEL_CARD, PLOT, draw, model_card, verdicts
     from rewards.preference_ensemble import CARD, base_card, write_ensemble
     from rewards.preference_features import FEATURE_SETS, Sight, embedded, texts_of
     from rewards.preference_report import report_on
     from rewards.preference_ridge import fit_ensemble
 
-    _check_free(out)
+    check_free(str(out))
     replies = [rated for split in vars(splits).values() for rated in split]
     texts = texts_of((rated.history, rated.reply) for rated in replies)
     sight = Sight(embedded(encoder, texts, say), encoder.width)
@@ -126,20 +128,15 @@ def _ratings(config: FitPreferenceConfig) -> tuple[RatedSplits, dict[str, Any]]:
     if config.ratings:
         file = Path(config.ratings).expanduser()
         splits = split_by_group(read_ratings(file), config.seed)
-        sha = hashlib.sha256(file.read_bytes()).hexdigest()
-        return splits, {"files": {file.name: sha}, "licence": "the user's own ratings: licence not stated"}
+        return splits, {
+            "files": fingerprints([file], file.parent),
+            "licence": "the user's own ratings: licence not stated",
+        }
     from rollout.corpora import load as load_corpus
 
     corpus = load_corpus(config.corpus)
     parts: dict[str, tuple[RatedReply, ...]] = {name: tuple(starred(split)) for name, split in corpus.splits.items()}
     return RatedSplits(**parts), {key: corpus.provenance[key] for key in ("files", "licence", "split")}
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(
-            f"out must be a new or an empty folder, {str(out)!r} holds something; name another or remove it"
-        )
 
 
 def _say(line: str) -> None:

@@ -78,7 +78,7 @@ class Head:
                 "fit again"
             )
         ours = encoder_vector(encoder)
-        if ours.shape != vector.shape or np.abs(ours - vector).max() > _ROOM:
+        if not same_encoder(ours, vector):
             raise ValueError(
                 f"{where} must be used with the encoder that it was fitted with, {path!r} ({len(vector)} wide); "
                 f"rewards.encoder gives other vectors ({len(ours)} wide): {remedy}"
@@ -110,3 +110,8 @@ def softmax(logit_NC: NDArray[np.float64]) -> NDArray[np.float64]:
 def encoder_vector(encoder: SentenceEncoder) -> Floats:
     """What tells an encoder: a fixed sentence's vector to three digits. Its path may change, this may not."""
     return encoder.embed([_PROBE])[0].numpy().round(3)
+
+
+def same_encoder(ours_D: Floats, theirs_D: Floats) -> bool:
+    """Whether two `encoder_vector`s are one encoder's, as far as machines agree."""
+    return ours_D.shape == theirs_D.shape and bool(np.abs(ours_D - theirs_D).max() <= _ROOM)

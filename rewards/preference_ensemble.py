@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rewards.config import EncoderConfig
 from rewards.encoder import SentenceEncoder
+from rewards.heads import encoder_vector, same_encoder
 from rewards.preference_features import SCALARS, VECTORS, Matrix, is_scalar
 
 Floats = NDArray[np.float64]
@@ -23,8 +24,6 @@ Floats = NDArray[np.float64]
 CARD, WEIGHTS = "card.json", "model.safetensors"
 KIND = "preference"
 _SCALING, _HEADS = ("low", "high", "center", "scale"), ("weights", "intercepts", "calibration")
-_PROBE = "It sounds as if this week has been hard on you. What has weighed on you the most?"
-_ROOM = 0.002  # machines differ in the last bits, and a coordinate may round to either side
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def base_card(ensemble: Ensemble, encoder: SentenceEncoder, config: EncoderConfi
 
 
 def _vector(encoder: SentenceEncoder) -> list[float]:
-    vector = [round(number, 3) for number in encoder.embed([_PROBE])[0].tolist()]
+    vector = [round(number, 3) for number in encoder_vector(encoder).tolist()]
     encoder.forget()
     return vector
 
@@ -133,8 +132,7 @@ def read_ensemble(folder: str, encoder: SentenceEncoder, config: EncoderConfig) 
 def _check_encoder(
     where: str, mark: Mapping[str, Any], encoder: SentenceEncoder, config: EncoderConfig, fitted: str
 ) -> None:
-    vector = np.array(_vector(encoder))
-    same = len(vector) == mark["width"] == len(mark["vector"]) and np.abs(vector - mark["vector"]).max() <= _ROOM
+    same = encoder.width == mark["width"] and same_encoder(np.array(_vector(encoder)), np.array(mark["vector"]))
     if not same or config.max_tokens != mark["max_tokens"]:
         raise ValueError(
             f"{where} must be used with the encoder that it was fitted with, {fitted}; rewards.encoder is {config.path!r} "

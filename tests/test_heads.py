@@ -14,8 +14,8 @@ import pytest
 
 from rewards.classifiers import MECHANISMS, DialogueAct, EmotionClass, Empathy
 from rewards.config import ActConfig, CrisisConfig, EmotionClassConfig, EmpathyConfig, EncoderConfig, RewardsConfig
-from rewards.crisis import Tier, crisis_tier
-from rewards.crisis_head import CrisisHead, heard
+from rewards.crisis import Tier, crisis_tier, gravest
+from rewards.crisis_head import CrisisHead
 from rewards.danger import IN_DANGER
 from rewards.encoder import SentenceEncoder
 from rewards.fit import run
@@ -192,7 +192,7 @@ def test_the_shipped_crisis_head_hears_danger_that_the_rules_miss(encoder: Sente
     assert len(held) >= 300 and not {text.casefold() for text, _, _ in train} & {text.casefold() for text, _, _ in held}
     rules = [crisis_tier(text) for text, _, _ in held]
     either = [
-        heard(*pair) for pair in zip(rules, CrisisHead(encoder).tiers([text for text, _, _ in held]), strict=True)
+        gravest(pair) for pair in zip(rules, CrisisHead(encoder).tiers([text for text, _, _ in held]), strict=True)
     ]
     danger = [tier in IN_DANGER for _, tier, _ in held]
     traps = [kind == "trap" for _, _, kind in held]
