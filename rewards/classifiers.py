@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.head_features import exchange_features
-from rewards.heads import Head
+from rewards.heads import SHIPPED, Head
 from rewards.types import Score
 from rewards.workbench import Workbench
 from rollout.types import Rollout
@@ -68,7 +68,8 @@ class EmotionClass(LabelTerm):
     """
 
     def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench, bench.config.emotion_class.head, kind="emotion", knob="emotion_class.head")
+        folder = bench.config.emotion_class.head or str(SHIPPED / "emotion")
+        super().__init__(bench, folder, kind="emotion", knob="emotion_class.head")
 
     def _wanted(self, rollout: Rollout) -> int | None:
         emotion = rollout.prompt.emotion.strip().casefold()

@@ -83,7 +83,7 @@ class EmotionClassConfig(TermConfig):
     """A classifier's probability that the reply shows the annotated emotion."""
 
     head: str = ""
-    """Folder that `attune fit emotion` wrote."""
+    """Folder that `attune fit emotion` wrote; "" takes the shipped head, fitted to GoEmotions in Ekman's grouping."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +348,6 @@ _ENCODING = {
     "similarity", "bertscore", "reader", "relevance", "specificity", "emotion_class", "act", "empathy", "preference",
 }  # fmt: skip
 _NEEDED = (  # what a term cannot be without
-    ("meteor", "wordnet"), ("emotion_class", "head"), ("act", "head"), ("empathy", "heads"), ("preference", "model"),
+    ("meteor", "wordnet"), ("act", "head"), ("empathy", "heads"), ("preference", "model"),
     ("judge", "url"), ("judge", "model"), ("remote", "url"), ("custom", "path"),
 )  # fmt: skip

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypeVar
 
 from cluster.model_files import model_files
 from rewards.encoder import encoder_source
 from rl.config import PpoRecipe, PretrainedConfig, TinyConfig
 from rl.sft_config import SftModelConfig, SftRecipe
-from rl.tiny import make_tiny_model
-from rl.tuning import TunedPolicy
 from rollout.chat import Chat
 from rollout.corpora import Corpus
 from rollout.fields import saved_fields
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.tokenizer import load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Recipe = TypeVar("Recipe", bound=PpoRecipe | SftRecipe)
 
@@ -58,6 +56,8 @@ def with_model(recipe: Recipe, corpus: Corpus, directory: Path) -> Recipe:
     if path:
         folder = _folder("model.path", path)
     else:
+        from rl.tiny import make_tiny_model
+
         folder = make_tiny_model(
             recipe.model.tiny,
             corpus,
@@ -76,6 +76,8 @@ def tokenizer_of(model: PretrainedConfig, corpus: Corpus, knob: str, wanted: int
     less than the `wanted` tokens of setting `knob`."""
     if not model.path:
         return train_tokenizer(corpus.train, model.tiny.vocabulary)
+    from transformers import AutoConfig
+
     path, revision = model.path, model.revision
     source = _check_files("model.path", path) or path
     try:
@@ -96,6 +98,11 @@ def tokenizer_of(model: PretrainedConfig, corpus: Corpus, knob: str, wanted: int
 
 def check_tuning(model: SftModelConfig) -> None:
     """Raise ValueError when the model has nothing that its tuning could train. Reads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rl.tuning import TunedPolicy
+
     config = AutoConfig.from_pretrained(model.path, revision=model.revision or None)
     with torch.device("meta"):
         TunedPolicy(model, lambda: AutoModelForCausalLM.from_config(config))

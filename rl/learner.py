@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,12 +25,13 @@ from rl.advantages import (
 from rl.batch import Batch, Experience, UpdateReport, by_length
 from rl.config import PpoRecipe
 from rl.endings import NonFiniteLoss
-from rl.export import export_policy
 from rl.losses import entropy_bonus, importance_weights, load_balancing_loss, policy_loss, value_loss
 from rl.policy import ActorCritic, Role, TokenStats
-from rl.zero import PolicyStream, ZeroEngine
 from rollout.tokenizer import load_tokenizer
 from rollout.weight_stream import EngineSyncClient, SharedMemorySender
+
+if TYPE_CHECKING:
+    from rl.zero import PolicyStream
 
 _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/balance_loss",
             "value/loss", "value/clip_fraction")  # fmt: skip
@@ -44,6 +46,8 @@ class PpoLearner:
     """
 
     def __init__(self, recipe: PpoRecipe) -> None:
+        from rl.zero import PolicyStream, ZeroEngine  # the driver names this class, and saves the seconds of DeepSpeed
+
         self._recipe = recipe
         self._device = current_device()
         if self._device.kind == "cpu":
@@ -282,6 +286,9 @@ class PpoLearner:
 
     def save(self, folder: Path) -> dict[str, float]:
         """Write weights, optimizer and the exported policy under `folder`; returns the learner's small state."""
+        from rl.export import export_policy
+        from rl.zero import PolicyStream
+
         self._zero.save(folder / "learner")
         whole = PolicyStream(self._zero, self._zero.engine.module.policy, only_trained=False)
         export_policy(whole, self._zero.engine.module.policy.config, folder / "policy", write=self._zero.rank == 0)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from rl.config import LoraConfig, ModelConfig
+
+if TYPE_CHECKING:  # the driver names what is here, and saves the seconds that these take
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers import PreTrainedModel
 
 
 class Role(enum.StrEnum):
@@ -71,6 +70,8 @@ class ActorCritic(nn.Module):
             self.reference: PreTrainedModel | None = load().requires_grad_(False)
         else:
             self.critic = self.reference = None
+            from peft import inject_adapter_in_model
+
             self.policy.requires_grad_(False)
             for role in (Role.POLICY, Role.CRITIC):
                 inject_adapter_in_model(lora_config(self.lora, self.policy), self.policy, role.value)
@@ -107,6 +108,8 @@ class ActorCritic(nn.Module):
         if self.lora is None:
             yield
             return
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         layers = [m for m in self.policy.modules() if isinstance(m, BaseTunerLayer)]
         for layer in layers:
             if role is Role.REFERENCE:
@@ -175,6 +178,9 @@ def _router_stats(
 
 def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
     """PEFT's form of `lora` for `model`. Raises ValueError when no target is in it."""
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers.pytorch_utils import Conv1D
+
     matching = [m for name, m in model.named_modules() if name.rpartition(".")[2] in lora.targets]
     if not matching:
         leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})

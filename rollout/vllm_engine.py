@@ -1,4 +1,7 @@
-"""One vLLM engine as a plain class; `rollout/fleet.py` makes Ray actors of it."""
+"""One vLLM engine as a plain class; `rollout/fleet.py` makes Ray actors of it.
+
+vLLM is imported where it is used: the driver names this class, and saves the ten seconds that importing vLLM takes.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,16 @@ import functools
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
-
-from vllm import SamplingParams, TokensPrompt
-from vllm.config import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.engine_config import EngineSpec
 from rollout.fields import read_labels
 from rollout.tokenizer import load_tokenizer
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
 
 _FINISHES = {"stop": Finish.STOPPED, "length": Finish.TRUNCATED}
 
@@ -36,6 +34,8 @@ def ends_with_its_core(method: Method) -> Method:
 
     @functools.wraps(method)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
             return await method(*args, **kwargs)
         except EngineDeadError:
@@ -54,6 +54,10 @@ class VllmEngine:
     """Generates replies and log-probs, and receives weights. Methods are coroutines of one event loop."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         self._spec = spec
         self._requests = 0
         self._tokenizer = load_tokenizer(spec.model, spec.revision or "")
@@ -97,6 +101,9 @@ class VllmEngine:
         Scheduling starts when all requests are queued, so the batches, and with them the last bits of every log-prob,
         depend on the requests alone.
         """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         params = [
             SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -120,6 +127,8 @@ class VllmEngine:
     @ends_with_its_core
     async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs in nats at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
+        from vllm import SamplingParams
+
         params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False) for _ in sequences]
         outputs = await self._run([[*prompt, *reply] for prompt, reply in sequences], params)
         answers = []
@@ -131,6 +140,9 @@ class VllmEngine:
         return answers
 
     async def _run(self, inputs: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        from vllm import TokensPrompt
+        from vllm.outputs import RequestOutput
+
         await self._llm.pause_generation(mode="keep", clear_cache=False)
         queues = []
         for ids, param in zip(inputs, params, strict=True):
@@ -147,6 +159,8 @@ class VllmEngine:
 
     @ends_with_its_core
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     @ends_with_its_core
@@ -155,6 +169,8 @@ class VllmEngine:
 
     @ends_with_its_core
     async def update_weights(self, update_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     @ends_with_its_core

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rollout.types import Finish, Prompt, Rollout, Speaker, Turn, VersionSpan
 
 ELSEWHERE = {
-    "emotion_class",
     "meteor",
     "act",
     "empathy",

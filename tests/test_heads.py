@@ -21,7 +21,7 @@ from rewards.encoder import SentenceEncoder
 from rewards.fit import run
 from rewards.fit_config import FitConfig
 from rewards.head_features import text_features
-from rewards.heads import CARD, Head
+from rewards.heads import CARD, SHIPPED, Head
 from rewards.labelled import crisis_rows
 from rewards.softmax_regression import fit, nll, temperature
 from rewards.types import Score
@@ -143,8 +143,23 @@ def test_a_head_that_does_not_belong_is_refused_by_its_setting(emotion: Path, tm
     other = EncoderConfig(max_tokens=4)  # cuts the probe: other vectors
     with pytest.raises(ValueError, match="other vectors"):
         EmotionClass(bench(emotion_class=EmotionClassConfig(1.0, str(emotion)), encoder=other))
-    with pytest.raises(ValueError, match=r"rewards\.emotion_class\.head must be given"):
-        RewardsConfig(emotion_class=EmotionClassConfig(1.0))
+    with pytest.raises(ValueError, match=r"rewards\.act\.head must be given"):
+        RewardsConfig(act=ActConfig(1.0))
+
+
+def test_the_shipped_emotion_head_beats_the_majority_and_reads_plain_feelings() -> None:
+    """Its card's accuracy and macro-F1 on GoEmotions' test rows lie above the majority's whole interval, and it tells plain
+    sentences apart, which it was not fitted on."""
+    scores = json.loads((SHIPPED / "emotion" / "card.json").read_text())["scores"]
+    assert scores["accuracy"]["low"] > scores["majority_accuracy"]["high"] and scores["macro_f1"]["low"] > 2 / 7
+    term = EmotionClass(bench(emotion_class=EmotionClassConfig(1.0)))
+    said = {
+        "sadness": "I miss her and I cry all night.",
+        "anger": "I hate him, he makes me furious.",
+        "joy": "I love this!",
+    }
+    scored = [term.score([reply(text, prompt(emotion=emotion))])[0] for emotion, text in said.items()]
+    assert [score.notes["accuracy"] for score in scored] == [1.0, 1.0, 1.0]
 
 
 def test_emotion_class_is_the_probability_of_the_annotated_emotion(emotion: Path) -> None:
