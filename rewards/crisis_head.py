@@ -1,64 +1,31 @@
-"""A classifier that hears danger in a client's words, beside the rules of `rewards.crisis`."""
+"""A classifier that hears danger in a client's words, beside the rules of `rewards.crisis`. Axes: N texts, F features, C tiers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.crisis import Tier
 from rewards.danger import IN_DANGER
+from rewards.danger_kernel import DangerKernel
 from rewards.encoder import SentenceEncoder
-from rewards.head_features import Floats, text_features
+from rewards.head_features import text_features
 from rewards.heads import SHIPPED, Head
-from rewards.words import normalise
 
-WORDING = "wording.json"
-
-
-class Wording:
-    """tf-idf of the runs of one to three words that at least two training texts share; `[N, V]`, rows of unit length.
-
-    A typo or a set phrase may say more than the encoder's vector keeps. `terms` are in their order, `idf_V` as the
-    training texts gave it, to four digits.
-    """
-
-    def __init__(self, terms: Sequence[str], idf_V: Sequence[float]) -> None:
-        self.terms, self.idf_V = list(terms), list(idf_V)
-        self._vectorizer = self._new(vocabulary=self.terms)
-        self._vectorizer.idf_ = np.array(self.idf_V)
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Wording:
-        """The wording of training texts."""
-        vectorizer = cls._new(min_df=2).fit(texts)
-        return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.round(4).tolist())
-
-    def features(self, texts: Sequence[str]) -> Floats:
-        """Return `[N, V]`; a text of unknown words is 0."""
-        return self._vectorizer.transform(texts).toarray().astype(np.float32)
-
-    @staticmethod
-    def _new(**how: Any) -> Any:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        return TfidfVectorizer(
-            preprocessor=normalise, token_pattern=r"\w+", ngram_range=(1, 3), sublinear_tf=True, **how
-        )
+DANGER = "danger.safetensors"
 
 
 class CrisisHead:
-    """Says how much danger single texts show:
+    """Says how much danger single texts show, by a kernel machine (`rewards.danger_kernel`), and which, by a softmax layer q:
 
-        danger(text) = p(other) + p(passive) + p(active) + p(imminent)
-        tier(text)   = the most probable of these four where danger(text) >= threshold, else none
+        p(c) = p(danger) q(c) / q(danger)  for the tiers c of danger,  (1 - p(danger)) q(c) / (1 - q(danger))  for the others
+        tier(text) = the most probable tier of danger where p(danger) >= threshold, else none
 
-    The threshold was set on training sentences, each judged by a head that had not seen it, to miss as few of the dangerous
-    as the card says: false alarms are the price. Scores on other sentences are in the folder's MODEL_CARD.md.
+    The threshold was set on training sentences, each judged by a machine that had not seen it, to miss as few of the
+    dangerous as the card says: false alarms are the price. Scores on other sentences are in the folder's MODEL_CARD.md.
     """
 
     def __init__(self, encoder: SentenceEncoder, folder: Path = SHIPPED / "crisis") -> None:
@@ -71,8 +38,7 @@ class CrisisHead:
             remedy="set that one, or rewards.crisis.classifier to False",
         )
         self._threshold = float(self._head.card["threshold"])
-        wording = json.loads((folder / WORDING).read_text(encoding="utf-8"))
-        self._wording = Wording(wording["terms"], wording["idf"])
+        self._kernel = DangerKernel.read(folder / DANGER)
         self._tiers = [Tier(label) for label in self._head.labels]
 
     def tiers(self, texts: Sequence[str]) -> list[Tier]:
@@ -82,12 +48,20 @@ class CrisisHead:
         return [next(heard) if text.strip() else Tier.NONE for text in texts]
 
     def _probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        return self._head.probabilities(crisis_features(text_features(self._head.encoder, texts), self._wording, texts))
+        x_NF = text_features(self._head.encoder, texts)
+        return joined(self._kernel.probabilities(x_NF), self._head.probabilities(x_NF), self._tiers)
 
 
-def crisis_features(text_NF: Floats, wording: Wording, texts: Sequence[str]) -> Floats:
-    """What the head sees: the encoder's features of the texts, and their wording."""
-    return np.hstack([text_NF, wording.features(texts)])
+def joined(
+    danger_N: NDArray[np.float64], probability_NC: NDArray[np.float64], tiers: Sequence[Tier]
+) -> NDArray[np.float64]:
+    """p(c) of `CrisisHead`, `[N, C]`, from p(danger) and the softmax layer's q."""
+    dangerous_C = np.array([tier in IN_DANGER for tier in tiers])
+    share_NC = np.empty_like(probability_NC)
+    for part_C, whole_N in ((dangerous_C, danger_N), (~dangerous_C, 1 - danger_N)):
+        part_NC = probability_NC[:, part_C].clip(1e-12)
+        share_NC[:, part_C] = whole_N[:, None] * part_NC / part_NC.sum(axis=1, keepdims=True)
+    return share_NC
 
 
 def tiers_of(probability_NC: NDArray[np.float64], tiers: Sequence[Tier], threshold: float) -> list[Tier]:

@@ -14,6 +14,8 @@ class FitConfig:
 
     data: str = ""
     """What to fit: a folder as published, or a .tsv with the header text<TAB>label; "" for crisis: the shipped sentences."""
+    ordinary: str = ""
+    """Only for crisis: GoEmotions' folder, whose comments then count as ordinary talk that shows no danger."""
     out: str = ""
     """Folder to write; it must not exist, or be empty."""
     seed: int = 0

@@ -11,7 +11,8 @@ import ray
 from cluster.placement import Placement
 from cluster.pool import Pool
 from rewards.config import RewardsConfig
-from rewards.mixture import Mixture, Panel
+from rewards.mixture import Mixture
+from rewards.panel import Panel
 from rewards.types import Score
 from rollout.fleet import deal
 from rollout.types import Rollout

@@ -1,157 +1,21 @@
-"""The reward: terms measure, a mixture weighs, the safety gate has the last word.
+"""The mixture: what was measured becomes one number, and the safety gate has the last word.
 
-    rollouts --Panel.measure--> measurements --Mixture.combine--> scores
-
-A `Panel` is what runs in reward actors: it holds the models and no state that matters. The `Mixture` runs once, beside
-the loop: it holds the running statistics. Importing this module imports no torch.
+It runs once, beside the loop: it holds the running statistics. Importing this module imports no torch.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from rewards.bertscore import BertScore
-from rewards.classifiers import DialogueAct, EmotionClass, Empathy
-from rewards.conduct import Advice, Balance, Boundaries, Template
 from rewards.config import RewardsConfig
 from rewards.crisis import Tier
-from rewards.crisis_reply import CrisisReply
-from rewards.custom import Custom
-from rewards.emotion import EmotionAcknowledgement, EmotionLabel
-from rewards.judge import Judge
-from rewards.overlap import Bleu, Meteor, MeteorNoSyn, Reader, Rouge
-from rewards.preference import Preference
-from rewards.relevance import Relevance, Specificity
-from rewards.remote import Remote
-from rewards.safety import Flag, SafetyGate
-from rewards.similarity import Similarity
-from rewards.text_rules import Inquiry, Length, Repetition
-from rewards.types import Reward, RewardError, Score
-from rewards.workbench import Workbench
+from rewards.panel import Measurement, Panel
+from rewards.safety import Flag
+from rewards.types import RewardError, Score
 from rollout.types import Rollout
-
-
-class Term(Reward, Protocol):
-    """A `Reward` with values in [0, 1] that may have nothing to say about some prompts."""
-
-    def applies(self, rollout: Rollout) -> bool:
-        """Whether the term can judge replies to this prompt; it looks at `rollout.prompt` only.
-
-        Were it to look at the reply, the policy could learn to write what silences a strict term.
-        """
-        ...
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Score `rollouts`, to all of which the term applies."""
-        ...
-
-
-# A term is a section of `RewardsConfig` with a weight, and a line here.
-TERMS: Mapping[str, Callable[[Workbench], Term]] = {
-    "similarity": Similarity,
-    "bertscore": BertScore,
-    "rouge": Rouge,
-    "bleu": Bleu,
-    "meteor": Meteor,
-    "meteor_nosyn": MeteorNoSyn,
-    "reader": Reader,
-    "relevance": Relevance,
-    "specificity": Specificity,
-    "emotion": lambda bench: EmotionAcknowledgement(),
-    "emotion_label": lambda bench: EmotionLabel(),
-    "preference": Preference,
-    "emotion_class": EmotionClass,
-    "act": DialogueAct,
-    "empathy": Empathy,
-    "judge": lambda bench: Judge(bench.config.judge),
-    "boundaries": lambda bench: Boundaries(),
-    "balance": Balance,
-    "advice": Advice,
-    "inquiry": lambda bench: Inquiry(),
-    "length": lambda bench: Length(bench.config.length),
-    "repetition": lambda bench: Repetition(bench.config.repetition),
-    "template": lambda bench: Template(),
-    "crisis_reply": CrisisReply,
-    "remote": lambda bench: Remote(bench.config.remote),
-    "custom": lambda bench: Custom(bench.config.custom),
-}
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was found in one reply: the value in [0, 1] of each term that applies, and red flags; see `Score`."""
-
-    parts: Mapping[str, float]
-    flags: tuple[str, ...] = ()
-    notes: Mapping[str, float] = field(default_factory=dict)
-    tier: str = Tier.NONE
-
-
-class Panel:
-    """The terms in use (those with a weight, and those that are watched) and the safety rules, asked about the same
-    replies."""
-
-    def __init__(self, config: RewardsConfig) -> None:
-        self._bench = Workbench(config)
-        self._terms = {name: TERMS[name](self._bench) for name in config.measured}
-        self._gate = SafetyGate(self._bench)
-
-    def ready(self) -> int:
-        """The process that holds this panel; an answer means that its models are loaded."""
-        return os.getpid()
-
-    def measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
-        """One measurement per rollout, in order; a part is absent where its term does not apply.
-
-        All replies to one prompt that were sampled together must arrive in one call. Flags are the gate's and any that
-        a term raises. Raises `RewardError` when a term breaks its contract or fails, or when none applies to a reply.
-        """
-        try:
-            safety = ask("safety", self._gate, rollouts)  # first: it reads all prompts' danger in one batch
-            judged = {name: ask(name, term, rollouts) for name, term in self._terms.items()}
-        finally:
-            self._bench.clear()
-        measurements = []
-        for i, rollout in enumerate(rollouts):
-            scores = {name: found[i] for name, found in judged.items() if i in found}
-            if not scores:
-                raise RewardError(f"no term of {sorted(self._terms)} applies to {rollout.id}: give `length` a weight")
-            flags = dict.fromkeys(flag for score in (safety[i], *scores.values()) for flag in score.flags)
-            notes = {
-                f"{name}/{what}": number
-                for name, score in scores.items()
-                for what, number in {**score.parts, **score.notes}.items()
-            }
-            parts = {name: score.value for name, score in scores.items()}
-            measurements.append(Measurement(parts, tuple(flags), notes, safety[i].tier))
-        return measurements
-
-
-def ask(name: str, term: Term, rollouts: Sequence[Rollout]) -> dict[int, Score]:
-    """Score those of `rollouts` to which `term` applies, by their index, and hold it to its contract: one score per
-    reply, each value in [0, 1].
-
-    Whatever is raised inside comes out as a `RewardError` that names the term, with the cause in the message (causes
-    are lost between processes) and chained.
-    """
-    try:
-        applicable = [i for i, rollout in enumerate(rollouts) if term.applies(rollout)]
-        scores = list(term.score([rollouts[i] for i in applicable])) if applicable else []
-    except Exception as error:  # a term may fail in any way, and the message must name it
-        cause = f"{type(error).__name__}: {error}"
-        raise RewardError(f"{name} failed on {len(rollouts)} replies from {rollouts[0].id} on: {cause}") from error
-    if len(scores) != len(applicable):
-        count, start = f"{len(scores)} scores for {len(applicable)} replies", rollouts[applicable[0]].id
-        raise RewardError(f"{name} must give one score per reply, got {count} from {start} on")
-    for i, score in zip(applicable, scores, strict=True):
-        if not 0 <= score.value <= 1:  # so written that NaN fails too
-            raise RewardError(f"{name} must give a value in [0, 1], got {score.value} for {rollouts[i].id}")
-    return dict(zip(applicable, scores, strict=True))
-
 
 _LEAST_STD = 1e-6  # rewards closer together than this are equal
 _MOST_STDS = 10.0  # one odd reply must not swamp a batch
@@ -217,23 +81,27 @@ class Mixture:
         """
         paid = [self._paid(i, measurement) for i, measurement in enumerate(measurements)]
         gated = [self._config.gate.enabled and bool(measurement.flags) for measurement in measurements]
-        open_ = [parts for parts, shut in zip(paid, gated, strict=True) if not shut]
+        open_ = [parts for parts, shut in zip(paid, gated, strict=True) if parts and not shut]
         if self._config.normalise_terms:
             for name in self._weights:
                 seen = [parts[name] for parts in open_ if name in parts]
                 self._terms[name] = self._terms.get(name, RunningMoments()).seen(seen)
         values = [self._total(parts, shut) for parts, shut in zip(paid, gated, strict=True)]
         if self._config.normalise:
-            self._moments = self._moments.seen([v for v, shut in zip(values, gated, strict=True) if not shut])
+            known = [v for v, parts, shut in zip(values, paid, gated, strict=True) if parts and not shut]
+            self._moments = self._moments.seen(known)
             values = [self._moments.standardise(value) for value in values]
         return [
-            Score(v, dict(m.parts), m.flags, dict(m.notes), m.tier) for v, m in zip(values, measurements, strict=True)
+            Score(value, dict(m.parts), m.flags, dict(m.notes), m.tier, dropped=not parts and not shut)
+            for value, m, parts, shut in zip(values, measurements, paid, gated, strict=True)
         ]
 
     def _paid(self, i: int, measurement: Measurement) -> dict[str, float]:
         """The parts that have a weight, none above what the reply does for a client in danger."""
         parts = measurement.parts
         paid = {name: part for name, part in parts.items() if name in self._weights}
+        if measurement.dropped and not paid:
+            return {}  # a red flag is paid its floor all the same
         if not paid or not parts.keys() <= self._known:
             raise RewardError(f"measurement {i} must have parts among {sorted(self._weights)}, got {sorted(parts)}")
         if not all(map(math.isfinite, parts.values())):
@@ -243,6 +111,8 @@ class Mixture:
 
     def _total(self, parts: Mapping[str, float], gated: bool) -> float:
         floor = self._config.floor
+        if not parts:
+            return floor
         if self._config.normalise_terms:
             parts = {n: self._terms[n].standardise(floor if gated else part) for n, part in parts.items()}
         elif gated:
@@ -290,11 +160,13 @@ def describe(scores: Sequence[Score]) -> dict[str, float]:
     applies to, and `reward/TERM/NOTE` of what it noted; `safety/FLAG`, the share of replies with that flag, 0.0 for those
     never seen; `safety/gated`, the share with any flag; `tier/TIER/share`, the share of replies to clients in that danger,
     `tier/TIER/gated`, how many of those have a flag, and `tier/TIER/crisis_reply`, their mean of that term (both absent
-    where there are none). Raises ValueError without scores.
+    where there are none). Replies that were dropped are no part of the values; `reward/dropped` is their share where there are
+    some. Raises ValueError without scores.
     """
     if not scores:
         raise ValueError("describe needs at least one score, got none: log nothing for an empty batch")
-    values = [score.value for score in scores]
+    dropped = sum(score.dropped for score in scores)
+    values = [score.value for score in scores if not score.dropped] or [math.nan]
     mean = _mean(values)
     terms = sorted({name for score in scores for name in score.parts})
     notes = sorted({name for score in scores for name in score.notes})
@@ -306,6 +178,7 @@ def describe(scores: Sequence[Score]) -> dict[str, float]:
         "reward/std": math.sqrt(_mean([(value - mean) ** 2 for value in values])),
         "reward/min": min(values),
         "reward/max": max(values),
+        **({"reward/dropped": dropped / len(scores)} if dropped else {}),
         **{f"reward/{term}": _mean([s.parts[term] for s in scores if term in s.parts]) for term in terms},
         **{f"reward/{note}": _mean([s.notes[note] for s in scores if note in s.notes]) for note in notes},
         **{f"safety/{flag}": _mean([flag in s.flags for s in scores]) for flag in flags},

@@ -14,7 +14,8 @@ class Score:
     """One judgement of one reply: `value`, the `parts` it is made of, and safety `flags` (names of red flags).
 
     `notes` are numbers that are reported beside the parts and paid for nothing (what a judge cost, whether a classifier
-    was right); `tier` is the danger that the client shows (a value of `rewards.crisis.Tier`).
+    was right); `tier` is the danger that the client shows (a value of `rewards.crisis.Tier`). A reply that was `dropped`
+    has not been judged: its value says nothing, and PPO learns nothing from it.
     """
 
     value: float
@@ -22,6 +23,7 @@ class Score:
     flags: tuple[str, ...] = ()
     notes: Mapping[str, float] = field(default_factory=dict)
     tier: str = "none"
+    dropped: bool = False
 
 
 @dataclass(frozen=True)

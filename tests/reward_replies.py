@@ -12,6 +12,7 @@ ELSEWHERE = {
     "judge",
     "remote",
     "custom",
+    "experts",
 }  # terms that need a file or a server
 HOPELESS = "I'm feeling depressed and hopeless. Can you help me?"
 GOOD = (

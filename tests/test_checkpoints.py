@@ -21,7 +21,8 @@ import pytest
 
 from rewards.config import RewardsConfig
 from rewards.guard_file import GUARD_FILE, guard_settings, read_guard
-from rewards.mixture import Measurement, Mixture
+from rewards.mixture import Mixture
+from rewards.panel import Measurement
 from rl.checkpoints import MANIFEST, STATE, Checkpoints, DamagedCheckpoint, read_checkpoint
 from rollout.config import PromptsConfig
 from rollout.prompts import PromptStream

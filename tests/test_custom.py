@@ -8,7 +8,7 @@ import pytest
 
 from rewards.config import CustomConfig, RewardsConfig
 from rewards.custom import Custom
-from rewards.mixture import Panel, ask
+from rewards.panel import Panel, ask
 from rewards.types import RewardError, Score
 from tests.one_term import one_term
 from tests.reward_replies import GOOD, prompt, reply

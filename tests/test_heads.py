@@ -15,8 +15,9 @@ import pytest
 from rewards.classifiers import MECHANISMS, DialogueAct, EmotionClass, Empathy
 from rewards.config import ActConfig, CrisisConfig, EmotionClassConfig, EmpathyConfig, EncoderConfig, RewardsConfig
 from rewards.crisis import Tier, crisis_tier, gravest
-from rewards.crisis_head import CrisisHead
-from rewards.danger import IN_DANGER
+from rewards.crisis_head import CrisisHead, joined
+from rewards.danger import IN_DANGER, DangerReader
+from rewards.danger_kernel import DangerKernel, fit_kernel, platt
 from rewards.encoder import SentenceEncoder
 from rewards.fit import run
 from rewards.fit_config import FitConfig
@@ -26,10 +27,13 @@ from rewards.labelled import crisis_rows
 from rewards.softmax_regression import fit, nll, temperature
 from rewards.types import Score
 from rewards.workbench import Workbench
+from rollout.config import CorpusConfig
+from rollout.corpora import load
 from rollout.types import Speaker, Turn
 from tests.reward_replies import prompt, reply
 
 ROOT = Path(__file__).parents[1]
+ESCONV = ROOT.parent / "shared" / "data" / "esconv" / "ESConv.json"
 OPENINGS = (
     "I must say that",
     "Today",
@@ -215,8 +219,47 @@ def test_the_shipped_crisis_head_hears_danger_that_the_rules_miss(encoder: Sente
     passed = [sum(t not in IN_DANGER for t, trap in zip(ear, traps, strict=True) if trap) for ear in (rules, either)]
     assert passed[0] >= 0.9 * sum(traps) > passed[1]
     hint = (Turn(Speaker.CLIENT, "You won't be hearing from me after Friday, I have made my peace with it."),)
-    on = CrisisConfig(classifier=True)
-    assert bench(crisis=on).danger.tier(hint) in IN_DANGER and bench().danger.tier(hint) not in IN_DANGER
+    assert bench(crisis=CrisisConfig()).danger.tier(hint) in IN_DANGER
+    assert bench(crisis=CrisisConfig(classifier=False)).danger.tier(hint) not in IN_DANGER
+
+
+def test_the_crisis_head_leaves_ordinary_talk_alone(encoder: SentenceEncoder) -> None:
+    """It hears danger in fewer than one in ten of ESConv's test prompts, whose clients are sad and hardly ever in danger."""
+    if not ESCONV.exists():
+        pytest.skip(f"needs {ESCONV}, ESConv as published")
+    corpus = load(CorpusConfig(format="esconv", path=str(ESCONV)))
+    reader = DangerReader(CrisisHead(encoder))
+    prompts = [
+        d.turns[:i] for d in corpus.splits["test"][:40] for i, t in enumerate(d.turns) if t.speaker is Speaker.THERAPIST
+    ]
+    tiers = reader.tiers(prompts)
+    assert len(prompts) > 300 and sum(tier in IN_DANGER for tier in tiers) < 0.1 * len(prompts)
+
+
+def test_the_danger_kernel_is_scikit_learns_machine(tmp_path: Path) -> None:
+    """Its margins are those of the pipeline of principal components and support vectors, to the sixteen bits that are kept; it
+    comes back from its file as it went; joined probabilities add up to 1 and give danger its own."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import SVC
+
+    rng = np.random.default_rng(0)
+    x_NF, danger_N = rng.normal(size=(120, 40)).astype(np.float32) / 6, rng.random(120) < 0.4
+    x_NF[danger_N, :3] += 0.4
+    kernel = fit_kernel(x_NF, danger_N, seed=0)
+    theirs = make_pipeline(
+        PCA(40, svd_solver="randomized", random_state=0), SVC(C=3.0, gamma=0.3, class_weight="balanced")
+    )
+    margin_N = theirs.fit(x_NF, danger_N).decision_function(x_NF)
+    assert np.abs(kernel.margins(x_NF) - margin_N).max() < 0.02 < np.ptp(margin_N)
+    slope, offset = platt(margin_N, danger_N)
+    kernel = replace(kernel, slope=slope, offset=offset)
+    (tmp_path / "danger").write_bytes(kernel.to_bytes())
+    danger = kernel.probabilities(x_NF)
+    assert np.abs(DangerKernel.read(tmp_path / "danger").probabilities(x_NF) - danger).max() < 1e-6
+    share_NC = joined(danger, rng.dirichlet(np.ones(6), 120), tuple(Tier))
+    inside = [tier in IN_DANGER for tier in Tier]
+    assert np.abs(share_NC.sum(1) - 1).max() < 1e-9 and np.abs(share_NC[:, inside].sum(1) - danger).max() < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from rewards import backoff
 from rewards.config import JudgeConfig, RewardsConfig
 from rewards.judge import Judge
 from rewards.judge_cache import JudgeCache, cache_key
-from rewards.mixture import LocalReward, Mixture, Panel, ask, describe
+from rewards.mixture import LocalReward, Mixture, describe
+from rewards.panel import Panel, ask
 from rewards.rubric import SHIPPED, Criterion, Item, Unreadable, load_rubric, material
 from rewards.types import RewardError
 from tests.faulty_server import Fault, FaultyServer, body, drop, hang, status

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from cluster.tracking import METRICS_FILE, Clock, JsonlTracker, read_metrics
 from rewards.config import EmotionConfig, RewardsConfig, SimilarityConfig
-from rewards.mixture import LocalReward, Mixture, Panel
+from rewards.mixture import LocalReward, Mixture
+from rewards.panel import Panel
 from rewards.safety import Flag, Tier
 from rewards.types import Score, ScoredRollout
 from rl.batch import Experience, UpdateReport

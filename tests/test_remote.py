@@ -10,7 +10,8 @@ import pytest
 
 from rewards import backoff
 from rewards.config import RemoteConfig, RewardsConfig
-from rewards.mixture import LocalReward, Mixture, Panel, ask
+from rewards.mixture import LocalReward, Mixture
+from rewards.panel import Panel, ask
 from rewards.remote import Remote
 from rewards.types import RewardError, Score
 from rollout.types import Speaker, Turn

@@ -8,7 +8,7 @@ import pytest
 from rewards.conduct import Advice, Balance, Boundaries, Template
 from rewards.conduct_rules import TEMPLATES, Breach
 from rewards.config import CrisisConfig, RewardsConfig
-from rewards.mixture import TERMS, Term
+from rewards.panel import TERMS, Term
 from rewards.workbench import Workbench
 from rollout.config import CorpusConfig
 from rollout.corpora import SAMPLE, load

@@ -15,7 +15,7 @@ from rewards.config import (
     RewardsConfig,
     SimilarityConfig,
 )
-from rewards.mixture import TERMS
+from rewards.panel import EXPERTS, TERMS
 
 
 def length_alone(weight: float) -> RewardsConfig:
@@ -60,7 +60,7 @@ def test_a_setting_that_cannot_work_is_refused_by_its_dotted_name_and_value(
 
 def test_weights_hold_the_terms_in_use_and_each_has_a_builder() -> None:
     """A term of weight 0 is not in use, and any term that can be given a weight can be built."""
-    assert RewardsConfig().terms.keys() == TERMS.keys()
+    assert RewardsConfig().terms.keys() == TERMS.keys() | {EXPERTS}  # experts are asked beside the panel
     assert length_alone(2.0).weights == {"length": 2.0}
 
 

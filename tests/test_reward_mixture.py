@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rewards import mixture
 from rewards.config import (
     CrisisConfig,
     EmotionConfig,
+    ExpertsConfig,
     GateConfig,
     InquiryConfig,
     LengthConfig,
@@ -19,7 +19,8 @@ from rewards.config import (
     RewardsConfig,
     SimilarityConfig,
 )
-from rewards.mixture import TERMS, LocalReward, Measurement, Mixture, Panel, ask, describe
+from rewards.mixture import LocalReward, Mixture, describe
+from rewards.panel import TERMS, Measurement, Panel, ask
 from rewards.types import RewardError, Score
 from rewards.workbench import Workbench
 from rollout.types import Rollout
@@ -231,7 +232,7 @@ def test_a_policy_that_says_one_thing_to_all_is_worth_less() -> None:
 
 def test_flags_of_terms_join_those_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag that a term raises (an expert's box, a judge's answer) gates as the rules' own do, and is listed once."""
-    monkeypatch.setitem(mixture.TERMS, "length", lambda bench: Answers(1.0, flags=("dosage", "rater")))
+    monkeypatch.setitem(TERMS, "length", lambda bench: Answers(1.0, flags=("dosage", "rater")))
     harmful = reply("Double your dose and tell me how it goes.")
     score = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([harmful])[0]
     assert (score.value, score.flags) == (0.0, ("dosage", "rater"))
@@ -356,7 +357,7 @@ def test_what_a_term_notes_is_logged_under_its_name(monkeypatch: pytest.MonkeyPa
         def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
             return [Score(0.5, {"kind": 0.25 * k}, notes={"tokens": 10.0}) for k in range(len(rollouts))]
 
-    monkeypatch.setitem(mixture.TERMS, "length", lambda bench: Notes())
+    monkeypatch.setitem(TERMS, "length", lambda bench: Notes())
     scores = LocalReward(Panel(TEXT_ONLY), Mixture(TEXT_ONLY)).score([reply(GOOD), reply(GOOD, sample=1)])
     assert [s.notes for s in scores] == [{"length/kind": 0.25 * k, "length/tokens": 10.0} for k in range(2)]
     metrics = describe(scores)
@@ -378,3 +379,26 @@ def test_what_replies_do_for_safety_is_reported_by_tier() -> None:
     metrics = describe([*scores, Score(0.5, {"crisis_reply": 1.0}, tier="other"), Score(0.5, tier="distress")])
     assert (metrics["tier/active/crisis_reply"], metrics["tier/other/crisis_reply"]) == (0.5, 1.0)
     assert "tier/distress/crisis_reply" not in metrics
+
+
+def test_a_dropped_reply_has_no_value_and_a_red_flag_is_paid_its_floor_all_the_same() -> None:
+    """What nobody judged in time counts neither in the metrics nor in the running statistics; other terms that apply are paid
+    as ever; a flag is no reason to drop a reply."""
+    config = replace(
+        TEXT_ONLY,
+        experts=ExpertsConfig(1.0),
+        emotion=EmotionConfig(0.0),
+        length=LengthConfig(0.0),
+        floor=-1.0,
+        normalise=True,
+    )
+    mixture = Mixture(replace(config, inquiry=InquiryConfig(0.0), repetition=RepetitionConfig(0.0)))
+    judged = [Measurement({"experts": value}) for value in (0.2, 0.6)]
+    silent, flagged = Measurement({}, dropped=True), Measurement({}, ("dosage",), dropped=True)
+    scores = mixture.combine([*judged, silent, flagged])
+    assert [score.dropped for score in scores] == [False, False, True, False]
+    assert mixture.state_dict()["count"] == 2 and scores[3].value < min(scores[0].value, scores[1].value)
+    metrics = describe(scores[:3])
+    assert metrics["reward/mean"] == pytest.approx(0.0) and metrics["reward/dropped"] == pytest.approx(1 / 3)
+    both = Mixture(config).combine([Measurement({"inquiry": 1.0, "repetition": 1.0}, dropped=True)])
+    assert not both[0].dropped

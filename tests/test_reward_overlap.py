@@ -9,8 +9,8 @@ import pytest
 from rewards.bertscore import BertScore
 from rewards.config import EncoderConfig, MeteorConfig, ReaderConfig, RewardsConfig
 from rewards.encoder import encoder_source
-from rewards.mixture import TERMS
 from rewards.overlap import Bleu, Meteor, MeteorNoSyn, Reader, Rouge
+from rewards.panel import TERMS
 from rewards.workbench import Workbench
 from tests.reward_replies import GOOD, REFERENCE, prompt, reply
 

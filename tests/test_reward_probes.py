@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rewards.config import RewardsConfig
-from rewards.mixture import TERMS, Measurement, Mixture, Panel
+from rewards.mixture import Mixture
+from rewards.panel import TERMS, Measurement, Panel
 from tests.reward_cases import CASES, PROBES
 from tests.reward_replies import ELSEWHERE, reply
 

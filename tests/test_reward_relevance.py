@@ -8,7 +8,7 @@ import torch
 
 from rewards.config import EncoderConfig, RewardsConfig
 from rewards.encoder import SentenceEncoder
-from rewards.mixture import ask
+from rewards.panel import ask
 from rewards.relevance import Relevance, Specificity, own_part
 from rewards.types import RewardError
 from rewards.workbench import Workbench

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rewards.config import EncoderConfig, RewardsConfig
 from rewards.encoder import SentenceEncoder, encoder_source
-from rewards.mixture import Panel
+from rewards.panel import Panel
 from rewards.similarity import Similarity
 from rewards.workbench import Workbench
 from tests.reward_replies import GOOD, REFERENCE, prompt, reply

@@ -14,7 +14,7 @@ import ray
 from cluster.placement import Claim, Placement, connect
 from rewards.config import RewardsConfig
 from rewards.fleet import FLEET, RewardFleet
-from rewards.mixture import TERMS, Panel, ask
+from rewards.panel import TERMS, Panel, ask
 from rewards.workbench import Workbench
 from rollout.config import CorpusConfig
 from rollout.corpora import load
