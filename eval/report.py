@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from eval.report_charts import number
+from eval.report_experts import experts_part
 from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
 from eval.report_replies import extreme_replies, progressions
 from eval.report_safety import safety_by_tier
@@ -84,6 +85,7 @@ def ppo_page(run: Run) -> dict[str, Any]:
         "parts": part_figures(run.metrics),
         "training": training_figures(run),
         "tiers": safety_by_tier(run.metrics),
+        "experts": experts_part(run),
         "stories": stories,
         "extremes": extremes,
         "part_range": (min([0.0, *parts]), max([1.0, *parts])),

@@ -14,7 +14,7 @@ from rewards.config import RewardsConfig
 from rewards.crisis import Tier
 from rewards.panel import Measurement, Panel
 from rewards.safety import Flag
-from rewards.types import RewardError, Score
+from rewards.types import RewardError, Score, ScoredRollout
 from rollout.types import Rollout
 
 _LEAST_STD = 1e-6  # rewards closer together than this are equal
@@ -143,6 +143,14 @@ class LocalReward:
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score `rollouts`; see `Reward`."""
         return self.mixture.combine(self.panel.measure(rollouts))
+
+    def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+        """As they are: nobody is asked here."""
+        return list(scored)
+
+    def metrics(self) -> dict[str, float]:
+        """None beside those of the scores."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """The mixture's statistics."""

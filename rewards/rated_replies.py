@@ -128,7 +128,8 @@ def read_ratings(file: Path) -> tuple[RatedReply, ...]:
 
     with `history` (a list of {"speaker": client | therapist, "text": ...}) in place of `prompt` where there were more
     turns; `problem` may be missing. An item called DIALOGUE#TURN... belongs to the group DIALOGUE, any other is a group of
-    its own. Ratings of the same words in the same place are of one reply, whatever the items are called.
+    its own. Ratings of the same words in the same place are of one reply, whatever the items are called. Rows with
+    `"counts": false` are passed over: so the rating service marks hidden repeats, and replies without words.
 
     How much a rater gives is taken off first, by score ~ mean + reply + rater, both effects shrunk as random effects are
     (as if a rater had given `_RATER_PRIOR` more ratings, and a reply got `_REPLY_PRIOR` more, that were average); a
@@ -139,9 +140,9 @@ def read_ratings(file: Path) -> tuple[RatedReply, ...]:
         raise CorpusError(f"ratings must be a .jsonl or .parquet file, is {file.name!r}; convert it")
     if not file.is_file():
         raise FileNotFoundError(f"ratings must be a file, there is none at {file}; correct the path")
-    ratings = [_rating(row, where) for where, row in _READERS[file.suffix](file)]
+    ratings = [_rating(row, where) for where, row in _READERS[file.suffix](file) if _counts(row, where)]
     if not ratings:
-        raise CorpusError(f"{place(file)} must hold a rating, holds none; export the ratings again")
+        raise CorpusError(f"{place(file)} must hold a rating that counts, holds none; export the ratings again")
     texts: dict[str, tuple[str, _Rating]] = {}
     for rating in ratings:
         told = "\n".join([*(f"{turn.speaker}: {turn.text}" for turn in rating.history), rating.reply])
@@ -199,6 +200,13 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 _READERS = {".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _counts(row: Any, where: str) -> bool:
+    counts = row.get("counts") if isinstance(row, dict) else None
+    if counts is not None and not isinstance(counts, bool):
+        raise CorpusError(f"{where}: 'counts' must be true or false, is {counts!r}; fix the row or remove it")
+    return counts is not False
 
 
 def _rating(row: Any, where: str) -> _Rating:

@@ -6,6 +6,8 @@
     attune fit KIND [--dotted.name value ...]            fit a classifier or a preference model for the reward
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
+    attune rate RECIPE.toml [--dotted.name value ...]    the service where experts rate a run's replies in a browser
+    attune audit RUN [STEP]                              is its chain of ratings sound; which ratings moved a checkpoint
     attune report RUN                                    write RUN/report.html again
     attune demo                                          the whole job on the shipped sample, in minutes
 
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": fit,
         "check": check,
         "talk": talk,
+        "rate": rate,
+        "audit": audit,
         "report": report,
         "demo": demo,
     }
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.DONE if words else Exit.WRONG_INPUT
     if words[0] not in commands:
         return _say(f"unknown command {words[0]!r}; commands are {', '.join(commands)}", Exit.WRONG_INPUT)
-    if words[0] in ("talk", "report") and {"-h", "--help"} & set(words):
+    if words[0] in ("talk", "report", "audit") and {"-h", "--help"} & set(words):
         print(__doc__)
         return Exit.DONE
     try:
@@ -175,6 +179,23 @@ def talk(words: Sequence[str]) -> int:
     if len(words) != 1:
         raise ValueError(f"attune talk needs one checkpoint folder, got {len(words)} words")
     chat(Path(words[0]))
+    return Exit.DONE
+
+
+def rate(words: Sequence[str]) -> int:
+    """The rating service of a recipe's run."""
+    recipe = _recipe(words, "rate", "ppo")
+    from rl.experts import rate as serve
+
+    serve(recipe)
+    return Exit.DONE
+
+
+def audit(words: Sequence[str]) -> int:
+    """What the audit chain of a run says."""
+    from rl.experts import audit_words, describe_audit
+
+    print(describe_audit(*audit_words(words)))
     return Exit.DONE
 
 

@@ -61,7 +61,8 @@ class UpdateReport:
 
 
 def collate(scored: Sequence[ScoredRollout]) -> Batch:
-    """Pad scored rollouts into a batch, one row each, in order (`split` is the inverse).
+    """Pad scored rollouts into a batch, one row each, in order (`split` is the inverse). A reply that was dropped has no
+    token on the mask: it teaches nothing.
 
     An aborted reply, or one without tokens or a log-prob for each, is a programming error of the engine's contract.
     """
@@ -77,7 +78,9 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         rollout = item.rollout
         start, stop = len(rollout.prompt.token_ids) - 1, len(sequence) - 1
         tokens_BS[row, : len(sequence)] = torch.tensor(sequence)
-        mask_BT[row, start:stop] = True
+        mask_BT[row, start:stop] = not item.score.dropped
+        if item.score.dropped:
+            continue
         logprobs_BT[row, start:stop] = torch.tensor(rollout.sampled_logprobs)
         for span in rollout.versions:
             versions_BT[row, start + span.start : start + span.stop] = span.version
@@ -89,7 +92,7 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         versions_BT=versions_BT,
         score_B=torch.tensor([item.score.value for item in scored]),
         unfinished_B=torch.tensor(
-            [item.rollout.finish is Finish.TRUNCATED and not item.score.flags for item in scored]
+            [s.rollout.finish is Finish.TRUNCATED and not s.score.flags and not s.score.dropped for s in scored]
         ),
     )
 

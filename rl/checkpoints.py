@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -73,10 +73,18 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep: int, every: int = 1, steps: int = 0, guard: GuardSettings | None = None
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        every: int = 1,
+        steps: int = 0,
+        guard: GuardSettings | None = None,
+        saved: Callable[[int, str], None] = lambda step, manifest: None,
     ) -> None:
+        """`saved` is told the step (counted from 0) and the sha256 of the manifest of each checkpoint that was written."""
         self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
-        self._guard = guard
+        self._guard, self._saved = guard, saved
         self._noted: list[Standing] = []
 
     def due(self, step: int) -> bool:
@@ -129,6 +137,7 @@ class Checkpoints:
         _sync(self._directory)
         self._noted = []
         self._prune()
+        self._saved(step, _sha256(final / MANIFEST))
         return final
 
     def restore(self, learner: SavesLearner, **parts: Stateful) -> int:

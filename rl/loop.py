@@ -29,8 +29,16 @@ class Learner(SavesLearner, Protocol[EngineT]):
     def publish(self, engine: EngineT) -> Mapping[str, float]: ...
 
 
-class StatefulReward(Reward, Stateful, Protocol):
-    """A reward with running statistics."""
+class StepReward(Reward, Stateful, Protocol):
+    """A reward with running statistics, and people who may answer late."""
+
+    def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+        """The step's batch: as it is, or with replies of earlier steps that have been judged since in the place of others."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What there is to say beside the scores."""
+        ...
 
 
 def train(
@@ -40,7 +48,7 @@ def train(
     sampling: Sampling,
     prompts: PromptStream,
     engine: AnyEngine,
-    reward: StatefulReward,
+    reward: StepReward,
     learner: Learner[AnyEngine],
     checkpoints: Checkpoints,
     trackers: Callable[[int], Tracker],
@@ -60,12 +68,12 @@ def train(
         with clock("rollout"):
             rollouts = engine.generate(prompts.draw(prompts_per_step), step_sampling(sampling, step))
         with clock("reward"):
-            scored = attach(rollouts, reward.score(rollouts))
+            scored = reward.revise(attach(rollouts, reward.score(rollouts)))
         with clock("annotate"):
             experience = learner.annotate(collate(scored))
         with clock("update"):
             report = learner.update(experience)
-        lag = {"lag/steps": float(lag_steps(rollouts, step))}
+        lag = {"lag/steps": float(lag_steps([item.rollout for item in scored], step)), **reward.metrics()}
         with clock("publish"):
             published = learner.publish(engine)
         record(step, scored)

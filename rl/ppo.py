@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -12,9 +13,13 @@ import ray
 from cluster.placement import NO_DEVICES, Claim, Placement, connect, has_gpus, require_room
 from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracker
 from eval.run_directory import RunState
+from rewards.experts.meanwhile import Asynchronous
+from rewards.experts.opinions import Synchronous
+from rewards.experts.session import rating_session
 from rewards.fleet import FLEET as REWARDS
-from rewards.fleet import RewardFleet
+from rewards.fleet import Experts, RewardFleet, SurrogateActor
 from rewards.guard_file import guard_settings
+from rewards.panel import EXPERTS
 from rewards.types import ScoredRollout
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
@@ -69,10 +74,11 @@ def run(recipe: PpoRecipe) -> Path:
         )
         placement = Placement(claims(recipe))
         try:
-            with stage("starting engines, learner and rewards"):
-                job = Job(recipe, corpus, placement, directory)
-                job.ready()
-            job.train()
+            with expert_opinions(recipe, directory) as experts:
+                with stage("starting engines, learner and rewards"):
+                    job = Job(recipe, corpus, placement, directory, experts)
+                    job.ready()
+                job.train()
         finally:
             placement.release()
     return directory
@@ -81,14 +87,17 @@ def run(recipe: PpoRecipe) -> Path:
 class Job:
     """The fleets of one run and what feeds them."""
 
-    def __init__(self, recipe: PpoRecipe, corpus: Corpus, placement: Placement, directory: Path) -> None:
-        self.recipe, self.directory = recipe, directory
+    def __init__(
+        self, recipe: PpoRecipe, corpus: Corpus, placement: Placement, directory: Path, experts: Experts | None = None
+    ) -> None:
+        self.recipe, self.directory, self.experts = recipe, directory, experts
         chat = Chat(load_tokenizer(recipe.model.path, recipe.model.revision), system=recipe.prompts.system)
         self.engine = RolloutFleet(
             engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
         )
-        threads = {"OMP_NUM_THREADS": str(max(int(recipe.rewards.cpus), 1))}
-        self.reward = RewardFleet(recipe.rewards, placement, environment=threads)
+        self.reward = RewardFleet(
+            recipe.rewards, placement, environment=reward_environment(recipe), experts=experts, seed=recipe.seed
+        )
         limit = recipe.prompts.max_context_tokens
         corpus_prompts = build_prompts(
             corpus.train, chat, max_tokens=limit, min_reference_words=recipe.prompts.min_reference_words
@@ -122,6 +131,12 @@ class Job:
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
             write_rollouts(self.directory, step, scored)
             write_status(self.directory, RunState.RUNNING, step + 1)
+            if self.experts is not None:
+                self.experts.used(step, [item.rollout for item in scored])
+
+        def saved(step: int, manifest: str) -> None:
+            if self.experts is not None:
+                self.experts.saved(step, manifest)
 
         train(
             steps=recipe.steps,
@@ -137,6 +152,7 @@ class Job:
                 keep=checkpoint.keep,
                 steps=recipe.steps,
                 guard=guard_settings(recipe.rewards.crisis.locale, classifier=recipe.rewards.crisis.classifier),
+                saved=saved,
             ),
             trackers=lambda first_step: Trackers(
                 [
@@ -148,6 +164,38 @@ class Job:
             record=record,
             clock=Clock(),
         )
+
+
+@contextmanager
+def expert_opinions(recipe: PpoRecipe, directory: Path) -> Iterator[Experts | None]:
+    """The people that the reward asks, with the service where they answer; None where it asks none."""
+    config, name = recipe.rewards.experts, recipe.name
+    if EXPERTS not in recipe.rewards.measured:
+        yield None
+        return
+
+    def say(line: str) -> None:
+        print(f"experts: {line}", flush=True)
+
+    with rating_session(config, directory, recipe.seed, say) as client:
+        surrogate = (
+            SurrogateActor(
+                recipe.rewards.encoder, members=config.members, seed=recipe.seed, environment=reward_environment(recipe)
+            )
+            if config.surrogate
+            else None
+        )
+        if config.mode == "synchronous":
+            yield Synchronous(config, name, client, surrogate, say=say)
+            return
+        assert surrogate is not None
+        with Asynchronous(config, name, client, surrogate, seed=recipe.seed, say=say) as experts:
+            yield experts
+
+
+def reward_environment(recipe: PpoRecipe) -> dict[str, str]:
+    """The environment of processes that read texts."""
+    return {"OMP_NUM_THREADS": str(max(int(recipe.rewards.cpus), 1))}
 
 
 def claims(recipe: PpoRecipe) -> list[Claim]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewards.types import Reward, Score
+from rewards.types import Reward, Score, ScoredRollout
 from rl.batch import Batch, Experience, split
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
 
@@ -92,6 +92,16 @@ class CheckedReward:
         self.journal.append("score")
         reward: Reward = self._inner
         return reward.score(rollouts)
+
+    def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+        """The inner reward's batch: as many replies as there were."""
+        revised = list(self._inner.revise(scored))
+        assert len(revised) == len(scored)
+        return revised
+
+    def metrics(self) -> Mapping[str, float]:
+        """The inner reward's."""
+        return dict(self._inner.metrics())
 
     def state_dict(self) -> dict[str, Any]:
         """The inner reward's statistics."""

@@ -326,6 +326,7 @@ def test_parquet_and_histories_are_read_and_the_same_words_are_one_reply(tmp_pat
         (rating(reply=" "), "'reply' must be a text, is ' '"),
         (rating(rater=...), "'rater' must be a text, is None"),
         (rating(item=3), "'item' must be a text, is 3"),
+        (rating(counts="no"), "'counts' must be true or false, is 'no'"),
         (rating(prompt=...), "either 'prompt' or 'history'"),
         (rating(history=[{"speaker": "client", "text": "x"}]), "either 'prompt' or 'history'"),
         (rating(prompt=..., history=[]), "'history' must be a list of turns"),
@@ -349,6 +350,9 @@ def test_files_that_are_no_ratings_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             read_ratings(tmp_path / name)
+    (tmp_path / "none.jsonl").write_text(json.dumps(rating(counts=False)))
+    with pytest.raises(ValueError, match="must hold a rating that counts"):
+        read_ratings(tmp_path / "none.jsonl")
     with pytest.raises(FileNotFoundError, match=r"e\.jsonl"):
         read_ratings(tmp_path / "e.jsonl")
 

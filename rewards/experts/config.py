@@ -12,7 +12,7 @@ Aggregation = Literal["random_effects", "standardised", "mean"]
 
 def _require(holds: bool, knob: str, rule: str, value: object, remedy: str) -> None:
     if not holds:
-        raise ValueError(f"experts.service.{knob} must be {rule}, got {value!r}: {remedy}")
+        raise ValueError(f"rewards.experts.service.{knob} must be {rule}, got {value!r}: {remedy}")
 
 
 @dataclass(frozen=True)

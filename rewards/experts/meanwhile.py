@@ -1,0 +1,231 @@
+"""Learning while raters read: a surrogate scores at once, raters' own scores take its place when they come."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from rewards.experts.client import RunClient
+from rewards.experts.opinions import (
+    Guesses,
+    Lessons,
+    Opinion,
+    Say,
+    answer_of,
+    checkpoint_event,
+    guess_opinion,
+    item_of,
+    key_of,
+    rated,
+    step_of,
+    update_event,
+)
+from rewards.experts.selection import choose
+from rewards.experts.surrogate import Guess
+from rewards.experts.types import Item, Kind
+from rewards.preference_features import Answer
+from rewards.term_config import ExpertsConfig
+from rewards.types import RewardError
+from rollout.types import Rollout
+
+log = logging.getLogger(__name__)
+_PAUSE_S = 0.5
+_LAST_ROUND_S = 60.0
+_COMPARED = 40  # newest replies drawn at random over which surrogate and raters are compared
+_LEAST_COMPARED = 8
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A reply that raters have before them."""
+
+    rollout: str
+    step: int
+    answer: Answer
+    guess: Guess
+    by_chance: bool
+
+
+class Asynchronous:
+    """A share of the replies goes to the queue; the learner never waits for a person.
+
+    A courier thread carries items to the service, brings ratings back, and has the surrogate fitted again; `judge`
+    and `arrived` wait for no one. A service that does not answer is said, and tried again: the run goes on without
+    its raters' scores. The surrogate's value is what it was when the reply was asked about; see `alarm`.
+    """
+
+    def __init__(
+        self, config: ExpertsConfig, run: str, client: RunClient, surrogate: Guesses, *, seed: int, say: Say
+    ) -> None:
+        self._config, self._run, self._client, self._surrogate = config, run, client, surrogate
+        self._seed, self._say = seed, say
+        self._lessons = Lessons(surrogate, config.refit_every)
+        self._lock = threading.Lock()
+        self._outbox: list[tuple[Item, _Pending]] = []
+        self._used: list[
+            tuple[int, list[Rollout] | str]
+        ] = []  # updates and checkpoints for the audit chain, in their order
+        self._items: dict[str, str] = {}  # of replies that were put before raters, by their key
+        self._pending: dict[str, _Pending] = {}
+        self._arrived: dict[str, Opinion] = {}  # rollout key -> what raters said
+        self._gaps: deque[float] = deque(maxlen=_COMPARED)
+        self._alarmed = False
+        self._step = 0
+        self._fits = {"fits": 0, "promoted": 0}
+        self._stop = threading.Event()
+        self._courier: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Send the courier out."""
+        self._courier = threading.Thread(target=self._carry, name="experts' courier", daemon=True)
+        self._courier.start()
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        """Call the courier back, after a last round; what raters have not read by now stays in the queue of the service."""
+        self._stop.set()
+        if self._courier:
+            self._courier.join(timeout=_LAST_ROUND_S)
+
+    def judge(self, rollouts: Sequence[Rollout], tiers: Sequence[str]) -> list[Opinion]:
+        """Guess every reply's score, cautiously, and put some of them before the raters; one opinion per reply, in order."""
+        self._step = step_of(rollouts[0])
+        guesses = self._surrogate.guess([answer_of(r) for r in rollouts])
+        self._post(rollouts, tiers, guesses)
+        empty = Opinion(0.0)
+        beta = self._config.beta
+        return [guess_opinion(g, beta) if r.text.strip() else empty for r, g in zip(rollouts, guesses, strict=True)]
+
+    def _post(self, rollouts: Sequence[Rollout], tiers: Sequence[str], guesses: Sequence[Guess]) -> None:
+        told = [i for i, r in enumerate(rollouts) if r.text.strip()]
+        if not told:
+            return
+        count = max(1, round(self._config.share * len(rollouts)))
+        std, vectors = [guesses[i].std for i in told], np.stack([guesses[i].vector for i in told])
+        choice = choose(std, vectors, count, self._config.random_share, self._seed * 1_000_003 + self._step)
+        letters = []
+        for at in choice.chosen:
+            rollout, guess = rollouts[told[at]], guesses[told[at]]
+            item = item_of(
+                rollout, self._run, tiers[told[at]], wanted=self._config.ratings, priority=float(self._step)
+            )  # the newest first: an old score comes too late
+            by_chance = at in choice.by_chance
+            letters.append((item, _Pending(key_of(rollout), self._step, answer_of(rollout), guess, by_chance)))
+        with self._lock:
+            self._outbox += letters
+
+    def asked(self) -> set[str]:
+        """Keys of the replies that wait for raters, or on the way to them."""
+        with self._lock:
+            return {p.rollout for p in self._pending.values()} | {p.rollout for _, p in self._outbox}
+
+    def arrived(self) -> dict[str, Opinion]:
+        """What raters have said since the last call, by the reply's key."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, {}
+        return arrived
+
+    def used(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """`Synchronous.used`, by the courier."""
+        with self._lock:
+            self._used.append((step, list(rollouts)))
+
+    def saved(self, step: int, manifest: str) -> None:
+        """`Synchronous.saved`, by the courier."""
+        with self._lock:
+            self._used.append((step, manifest))
+
+    def metrics(self) -> dict[str, float]:
+        """`experts/waiting` replies before raters; `experts/bias`, surrogate less raters over the newest compared replies;
+        `experts/alarm`, 1 where it is too large; `experts/fits` and `experts/promoted` so far."""
+        with self._lock:
+            bias = {"experts/bias": float(np.mean(self._gaps))} if self._gaps else {}
+            waiting = float(len(self._pending) + len(self._outbox))
+            counts = {f"experts/{name}": float(count) for name, count in self._fits.items()}
+            return {"experts/waiting": waiting, "experts/alarm": float(self._alarmed), **bias, **counts}
+
+    def round(self) -> None:
+        """One way of the courier: out with the items, back with the ratings, and what follows from them."""
+        with self._lock:
+            letters, self._outbox = self._outbox, []
+        try:
+            ids = self._client.add([item for item, _ in letters]) if letters else []
+        except RewardError:
+            with self._lock:
+                self._outbox = letters + self._outbox
+            raise
+        with self._lock:
+            self._items |= {pending.rollout: item for (_, pending), item in zip(letters, ids, strict=True)}
+            self._pending |= dict(zip(ids, (pending for _, pending in letters), strict=True))
+            waiting = list(self._pending)
+        while self._used:
+            step, what = self._used[0]
+            if isinstance(what, str):
+                self._client.event(*checkpoint_event(self._run, step, what))
+            else:
+                self._client.event(*update_event(self._run, step, what, self._items))
+            del self._used[0]
+        if not waiting:
+            return
+        found, _ = self._client.rewards(self._run, self._step, waiting, least=self._config.ratings)
+        for item, reward in found.items():
+            with self._lock:
+                pending = self._pending.pop(item)
+                self._arrived[pending.rollout] = rated(reward)
+            self._lessons.add(item, pending.answer, reward.value)
+            if pending.by_chance:
+                self._compare(pending, reward.value)
+        if trial := self._lessons.learn():
+            with self._lock:
+                self._fits = {"fits": self._fits["fits"] + 1, "promoted": self._fits["promoted"] + trial.promoted}
+                self._gaps.clear()  # the next comparisons are of another model
+            self._client.event(Kind.SURROGATE, {"run": self._run, "step": self._step, **vars(trial)})
+
+    def _compare(self, pending: _Pending, value: float) -> None:
+        with self._lock:
+            self._gaps.append(pending.guess.mean - value)
+            gaps, before = list(self._gaps), self._alarmed
+            self._alarmed = alarm(gaps, self._config.alarm)
+            rings = self._alarmed and not before
+        if rings:
+            bias = float(np.mean(gaps))
+            self._say(
+                f"step {self._step + 1}: the surrogate says {abs(bias):.2f} {'more' if bias > 0 else 'less'} than raters over "
+                f"{len(gaps)} replies drawn at random; trust experts/bias before the reward, or raise rewards.experts.share"
+            )
+            body: Mapping[str, object] = {
+                "run": self._run,
+                "step": self._step,
+                "bias": round(bias, 4),
+                "replies": len(gaps),
+            }
+            self._client.event(Kind.ALARM, body)
+
+    def _carry(self) -> None:
+        silent = False
+        last = False
+        while not last:
+            last = self._stop.wait(_PAUSE_S)
+            try:
+                self.round()
+                silent = False
+            except RewardError as error:  # the learner goes on: raters' scores come later, or not at all
+                if not silent:
+                    log.warning("no word from the raters: %s; the run goes on with the surrogate", error)
+                silent = True
+
+
+def alarm(gaps: Sequence[float], limit: float) -> bool:
+    """Whether surrogate and raters part: |mean gap| above `limit` and above three standard errors, over 8 replies at
+    least."""
+    if len(gaps) < _LEAST_COMPARED:
+        return False
+    error = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    return abs(float(np.mean(gaps))) > max(limit, 3 * error)

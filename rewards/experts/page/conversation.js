@@ -1,0 +1,45 @@
+// Shows a conversation: the client on the left, the therapist on the right, the reply to be rated below and set off.
+
+import { byId, make } from "./dom.js";
+
+const WHO = { client: "Client", therapist: "Therapist" };
+
+/** Fills the reading pane, shows the last turns first (they are what the reply answers), and offers the way to the start. */
+export function showConversation({ turns, reply }) {
+  byId("turns").replaceChildren(...turns.map(turnElement));
+  byId("reply-text").textContent = reply;
+  byId("reply-text").scrollTop = 0;
+  const history = byId("history");
+  history.hidden = turns.length === 0;
+  history.scrollTop = history.scrollHeight;
+  offerStart();
+}
+
+/** Empties the pane: a text that may distress is not left in the page behind a warning. */
+export function clearConversation() {
+  byId("turns").replaceChildren();
+  byId("reply-text").textContent = "";
+}
+
+function turnElement({ speaker, text }) {
+  return make(
+    "li", { class: `turn is-${speaker}` },
+    make("span", { class: "speaker" }, WHO[speaker]), make("p", { dir: "auto" }, text),
+  );
+}
+
+function offerStart() {
+  const history = byId("history");
+  byId("to-start").hidden = history.hidden || history.scrollTop < 8;
+}
+
+/** Called once: keeps the "From the beginning" button in step with the scrolling. */
+export function watchScrolling() {
+  const history = byId("history");
+  history.addEventListener("scroll", offerStart, { passive: true });
+  window.addEventListener("resize", offerStart);
+  byId("to-start").addEventListener("click", () => {
+    history.scrollTop = 0;
+    history.focus();
+  });
+}

@@ -1,0 +1,68 @@
+"""The rating service that a run asks: one that is there already, or its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from rewards.experts.client import RunClient
+from rewards.experts.opinions import Say
+from rewards.experts.panel import Panel
+from rewards.experts.serve import Server, alone
+from rewards.experts.simulated_raters import careful
+from rewards.term_config import ExpertsConfig
+
+FOLDER = "experts"  # of a run directory
+
+
+@contextmanager
+def rating_session(config: ExpertsConfig, run_directory: Path, seed: int, say: Say) -> Iterator[RunClient]:
+    """The client of the service at `config.url`; else of the service on RUN/experts, which `attune rate` may have started,
+    and which is started here otherwise and ends with the block, simulated raters with it.
+
+    Raises ValueError when the token is missing or the service does not start.
+    """
+    if config.url:
+        token = os.environ.get(config.token_env, "")
+        if not token:
+            raise ValueError(
+                f"rewards.experts.url needs the run's token in the environment variable {config.token_env}, it is not set; "
+                f"take it from the service's service.json: export {config.token_env}=..."
+            )
+        yield RunClient(config.url, token)
+        return
+    folder = run_directory / FOLDER
+    if _in_use(folder) and not config.simulated:
+        say(f"raters are asked by the service that runs on {folder} already")
+        yield RunClient.of_folder(folder)
+        return
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(folder, config.service, new_admin_link=True))
+        if config.simulated:
+            raters = careful(config.simulated, seed)
+            tokens = [_invite(server, rater.name) for rater in raters]
+            stack.enter_context(Panel(server.url, tokens, raters=raters))
+            say(f"{config.simulated} simulated raters answer at {server.url}: no person is asked")
+        else:
+            say(f"raters are asked at {server.url}; invite them at {server.admin_link}")
+        yield RunClient(server.url, server.token)
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with alone(folder):
+            return False
+    except ValueError:
+        return True
+
+
+def _invite(server: Server, name: str) -> str:
+    headers = {"Authorization": f"Bearer {server.admin_link.rpartition('#')[2]}"}
+    body = {"name": f"simulated {name}", "crisis": True, "days": None}
+    answer = httpx.post(f"{server.url}/api/admin/raters", json=body, headers=headers, trust_env=False)
+    answer.raise_for_status()
+    return str(answer.json()["token"])
