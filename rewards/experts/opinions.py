@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rewards.danger import IN_DANGER
 from rewards.experts.client import ExpertReward, RunClient
 from rewards.experts.surrogate import Guess, Trial
 from rewards.experts.types import Item, Kind
@@ -19,6 +20,7 @@ from rewards.term_config import ExpertsConfig
 from rollout.types import Rollout
 
 TELL_EVERY_S = 30.0
+_ONLY_CRISIS = "of the others answer clients in danger: only raters who take crisis conversations are shown these"
 Say = Callable[[str], None]
 
 
@@ -107,7 +109,8 @@ class Synchronous:
         items = self._client.add([item_of(r, self._run, t, wanted=self._config.ratings) for r, t in asked])
         ids = {rollout.id: item for (rollout, _), item in zip(asked, items, strict=True)}
         self._items = {key_of(rollout): ids[rollout.id] for rollout, _ in asked}
-        found, late = self._wait(step_of(rollouts[0]), items)
+        dangerous = {item for (_, tier), item in zip(asked, items, strict=True) if tier in IN_DANGER}
+        found, late = self._wait(step_of(rollouts[0]), items, dangerous)
         guessed = dict[str, Guess]()
         if late and self._config.overdue == "surrogate":
             assert self._surrogate is not None
@@ -139,7 +142,7 @@ class Synchronous:
         """Write into the audit chain that a checkpoint was saved after `step`; `manifest` is its sha256."""
         self._client.event(*checkpoint_event(self._run, step, manifest))
 
-    def _wait(self, step: int, ids: list[str]) -> tuple[dict[str, ExpertReward], list[str]]:
+    def _wait(self, step: int, ids: list[str], dangerous: set[str]) -> tuple[dict[str, ExpertReward], list[str]]:
         began = said = time.monotonic()
         for_ever = self._config.timeout_s == 0 or self._config.overdue == "wait"
         found: dict[str, ExpertReward] = {}
@@ -157,6 +160,7 @@ class Synchronous:
                 said = now
                 self._say(
                     f"step {step + 1} waits for raters: {len(found)} of {len(ids)} replies rated, {now - began:.0f} s"
+                    + (f"; {sum(i in dangerous for i in still)} {_ONLY_CRISIS}" if dangerous & set(still) else "")
                 )
         if still:
             self._client.close(still)
