@@ -14,6 +14,7 @@ from typing import Any
 from rewards.classifiers import DialogueAct
 from rewards.similarity import Similarity
 from rewards.types import Score
+from rewards.wordnet import open_wordnet
 from rewards.words import words
 from rewards.workbench import Workbench
 from rollout.types import Rollout
@@ -66,7 +67,7 @@ class Meteor(Overlap):
     """
 
     def __init__(self, bench: Workbench) -> None:
-        self._wordnet = _wordnet(Path(bench.config.meteor.wordnet))
+        self._wordnet = open_wordnet(Path(bench.config.meteor.wordnet).expanduser())
 
     def of(self, reply: str, reference: str) -> float:
         """See `Overlap`."""
@@ -86,23 +87,6 @@ class _NoSynonyms:
     def synsets(self, word: str) -> list[Any]:
         """None of any word."""
         return []
-
-
-def _wordnet(folder: Path) -> Any:
-    from nltk.corpus.reader import WordNetCorpusReader
-
-    for place in (folder, folder / "corpora" / "wordnet"):
-        if (place / "data.noun").is_file():
-            try:
-                return WordNetCorpusReader(str(place), None)
-            except OSError as error:
-                raise ValueError(
-                    f"rewards.meteor.wordnet must hold a whole WordNet 3, {place} does not: {error}"
-                ) from error
-    raise ValueError(
-        f"rewards.meteor.wordnet must be a folder with data.noun, or NLTK data with corpora/wordnet, got {str(folder)!r}: "
-        "correct it, or use the term meteor_nosyn"
-    )
 
 
 class Reader:
