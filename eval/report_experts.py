@@ -11,7 +11,7 @@ from eval.report_charts import number
 from eval.report_safety import NONE
 from eval.run_directory import Run
 from rewards.experts import ledger
-from rewards.experts.overview import overview
+from rewards.experts.overview import Overview
 from rewards.experts.session import FOLDER
 from rewards.experts.store import DATABASE
 
@@ -25,7 +25,7 @@ _AGREEMENT = {
 
 @dataclass(frozen=True)
 class RaterRow:
-    """A rater in figures; what needs more ratings than there are is a dash."""
+    """A rater in figures, without a name: reports travel. What needs more ratings than there are is a dash."""
 
     name: str
     ratings: str
@@ -52,7 +52,7 @@ def experts_part(run: Run) -> ExpertsPart | None:
     try:
         with ledger.opened(database) as db:
             end = ledger.check(db)
-            found = overview(db, time.time())
+            found = Overview().told(db, time.time())
     except ValueError as error:
         return ExpertsPart((f"The record of the ratings is not whole: {error}",), (), ())
     ratings = sum(rater["ratings"] for rater in found["raters"])
@@ -68,14 +68,15 @@ def experts_part(run: Run) -> ExpertsPart | None:
         told.append(f"Red flags that raters raised: {flags}.")
     agreed = found["agreement"] or {}
     agreement = [(title, _interval(agreed.get(name))) for name, title in _AGREEMENT.items()] if agreed else []
-    return ExpertsPart(told, [_rater(rater) for rater in found["raters"] if rater["ratings"]], agreement)
+    at_work = [rater for rater in found["raters"] if rater["ratings"]]
+    return ExpertsPart(told, [_rater(f"rater {n}", rater) for n, rater in enumerate(at_work, start=1)], agreement)
 
 
-def _rater(rater: Mapping[str, Any]) -> RaterRow:
+def _rater(name: str, rater: Mapping[str, Any]) -> RaterRow:
     said = {
         name: NONE if rater[name] is None else number(rater[name]) for name in ("mean", "std", "drift", "consistency")
     }
-    return RaterRow(rater["name"], str(rater["ratings"]), **said)
+    return RaterRow(name, str(rater["ratings"]), **said)
 
 
 def _interval(told: Mapping[str, Any] | None) -> str:

@@ -44,8 +44,9 @@ class CrisisConfig:
 
     classifier: bool = True
     """Whether the shipped crisis head is heard beside the rules; either one raises the tier. The rules alone hear the plain
-    words and a sixth of all danger; the head hears nearly all, and danger in one of sixteen ordinary turns (see its
-    MODEL_CARD.md)."""
+    words and a sixth of all danger. In the reward the head counts only where it is sure, since there a false alarm teaches
+    crisis replies to clients who are sad; in the guard it counts from its lower threshold on, and where it is not sure it
+    raises tier passive at most, so that a notice follows the reply (see its MODEL_CARD.md)."""
     cap: bool = True
     """Whether a reply to a client in danger earns at most what it does for their safety (term `crisis_reply`)."""
     locale: str = "en-US"

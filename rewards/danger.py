@@ -25,7 +25,7 @@ class DangerReader:
     """The gravest of three readings of a history:
 
         the rules   (`rewards.crisis`), of all that the client has said
-        the head    (when there is one), of the client's last two turns
+        the head    (when there is one), of the client's last two turns; see `CrisisHead` for what it does when unsure
         the label   `tier` of the client's turns, where a corpus knows it (the shipped crisis prompts do)
 
     Readings are remembered until `forget`, so that all who ask about a prompt in one call share one embedding.

@@ -47,6 +47,12 @@ class DangerKernel:
         """p(danger | x), `[N]`."""
         return 1 / (1 + np.exp(-(self.slope * self.margins(x_NF) + self.offset)))
 
+    def takes(self, features: int) -> bool:
+        """Whether its parts fit one another, and texts of so many features."""
+        vectors, components = len(self.weight_S), len(self.components_KF)
+        found = (self.mean_F.shape, self.components_KF.shape, self.support_SK.shape, self.weight_S.shape)
+        return found == ((features,), (components, features), (vectors, components), (vectors,))
+
     def to_bytes(self) -> bytes:
         """The file that `read` reads."""
         from safetensors.numpy import save

@@ -70,6 +70,11 @@ class SentenceEncoder:
         """D, the length of a vector."""
         return int(self._model.config.hidden_size)
 
+    @property
+    def max_tokens(self) -> int:
+        """What longer texts are cut to."""
+        return self._config.max_tokens
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return `[len(texts), D]` unit vectors. A text's vector does not depend on its neighbours beyond rounding."""
         import torch

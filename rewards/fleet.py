@@ -24,6 +24,7 @@ from rollout.fleet import deal
 from rollout.types import Rollout
 
 FLEET = "reward actor"
+_EXPERTS = "experts"  # their part of the state
 Experts = Synchronous | Asynchronous
 
 
@@ -93,12 +94,26 @@ class RewardFleet:
         }
         return [measured[index] for index in range(len(rollouts))]
 
+    def used(self, step: int, scored: Sequence[ScoredRollout]) -> None:
+        """Tell the experts' audit chain which replies the update of `step` learned from."""
+        if self._experts is not None:
+            self._experts.used(step, scored)
+
+    def saved(self, step: int, manifest: str) -> None:
+        """Tell it that a checkpoint was saved after `step`, with the sha256 of its manifest."""
+        if self._experts is not None:
+            self._experts.saved(step, manifest)
+
     def state_dict(self) -> dict[str, Any]:
-        """The mixture's running statistics."""
-        return self._mixture.state_dict()
+        """The mixture's running statistics, and what the surrogate of experts has learned from."""
+        experts = {} if self._experts is None else {_EXPERTS: self._experts.state_dict()}
+        return {**self._mixture.state_dict(), **experts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._mixture.load_state_dict(state)
+        """Take up what `state_dict` returned."""
+        self._mixture.load_state_dict({name: part for name, part in state.items() if name != _EXPERTS})
+        if self._experts is not None:
+            self._experts.load_state_dict(state.get(_EXPERTS, []))
 
 
 class SurrogateActor:

@@ -12,8 +12,10 @@
 `history` is the whole conversation, the client's newest turn last: danger told of earlier has not passed. Keep both
 verdicts with the conversation, and have people read those that are not PASS.
 
-The guard reads English, by rules and, where it is switched on, a small classifier. It misses some danger, and hears some
-where there is none; it does not make a research model fit for care. Where `classifier` is false nothing here imports torch.
+The guard reads English, by rules and, unless it is switched off, a small classifier. Where the classifier is not sure, the
+reply is shown with the notice after it; only where it is sure may a fixed reply take its place. The guard misses some danger,
+and hears some where there is none; it does not make a research model fit for care. Where `classifier` is false nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Guard:
     def __init__(self, settings: GuardSettings) -> None:
         self.settings = settings
         crisis = CrisisConfig(classifier=settings.classifier)
-        self._bench = Workbench(RewardsConfig(crisis=crisis))
+        self._bench = Workbench(RewardsConfig(crisis=crisis), sure_only=False)
         self._danger = self._bench.danger
 
     @classmethod

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rewards.config import CrisisConfig
 from rewards.crisis import Tier
 from rewards.danger import IN_CRISIS, IN_DANGER
 from rewards.resources import Resources, read_resources, resources
@@ -19,8 +20,12 @@ log = logging.getLogger(__name__)
 
 GUARD_FILE = "guard.json"
 FORMAT = 1
-_RULES = ("crisis.py", "danger.py", "flag_rules.py", "safety.py", "words.py", "resources.toml",
-          "crisis_head.py", "fitted/crisis/head.safetensors")  # fmt: skip
+_FOLDER = Path(__file__).parent
+_RULES = (
+    "crisis.py", "danger.py", "flag_rules.py", "safety.py", "words.py", "resources.toml",
+    "crisis_head.py", "danger_kernel.py", "head_features.py", "heads.py", "encoder.py",
+    "fitted/crisis/card.json", "fitted/crisis/danger.safetensors", "fitted/crisis/head.safetensors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ class GuardSettings:
         (folder / GUARD_FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def guard_settings(locale: str = "en-US", *, classifier: bool = False) -> GuardSettings:
-    """The settings for a locale: fixed replies at tiers active and imminent, a notice at other and passive.
+def guard_settings(locale: str = "en-US", *, classifier: bool = CrisisConfig.classifier) -> GuardSettings:
+    """The settings for a locale: fixed replies at tiers active and imminent, a notice at other and passive; with the crisis
+    head unless `classifier` says otherwise, as in training.
 
     Raises ValueError for a locale that `rewards/resources.toml` does not list.
     """
@@ -111,8 +117,7 @@ def read_guard(folder: Path) -> GuardSettings:
 
 def rules_sha256() -> dict[str, str]:
     """sha256 of each file that the guard's judgement rests on."""
-    folder = Path(__file__).parent
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _RULES}
+    return {name: hashlib.sha256((_FOLDER / name).read_bytes()).hexdigest() for name in _RULES}
 
 
 def _settings(document: Mapping[str, Any]) -> GuardSettings:

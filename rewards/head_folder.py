@@ -35,11 +35,15 @@ _PURPOSE = {
     ),
     "crisis": (
         "Hears danger in a client's words beside the rules of `rewards.crisis`; either one raises the tier.",
-        "It misses danger and hears some where there is none. English only; single turns only; written examples, not "
-        "clinical records. Never the only safeguard, and never a reason to withhold care.",
+        "It misses danger and hears some where there is none. English only; it reads sentences and pairs of them, one without "
+        "marks as a whole, and knows nothing of who said what before; written examples, not clinical records. Never the only "
+        "safeguard, and never a reason to withhold care.",
     ),
 }
+_INTERVALS = {"crisis": "of shares with their rows beside them Wilson's, 95 %; of the rest the "}
 _MARK = 60  # pixels an inch
+TEMPERED = {"before": "before the temperature", "after": "after the temperature"}
+"""The two models whose calibration a card compares, as `rewards.head_scores.scores` names them."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,15 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def head_files(
-    fit: Fit, vector: Floats, pages: Pages, before_NC: Probabilities, after_NC: Probabilities, y_N: Rows
+    fit: Fit,
+    vector: Floats,
+    pages: Pages,
+    before_NC: Probabilities,
+    after_NC: Probabilities,
+    y_N: Rows,
+    models: Mapping[str, str] = TEMPERED,
 ) -> dict[str, bytes]:
-    """The four files of one head. `vector` tells its encoder; the probabilities before and after the temperature are those
+    """The four files of one head. `vector` tells its encoder; the probabilities, of the two `models` in their order, are those
     of the held-out rows."""
     from safetensors.numpy import save
 
@@ -81,7 +91,7 @@ def head_files(
         CARD: json_bytes(pages.card),
         WEIGHTS: save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
         MODEL_CARD: model_card(pages).encode(),
-        PLOT: reliability_plot({"before": before_NC, "after the temperature": after_NC}, y_N),
+        PLOT: reliability_plot(dict(zip(models.values(), (before_NC, after_NC), strict=True)), y_N),
     }
 
 
@@ -90,14 +100,15 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def score_tables(scores: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+def score_tables(
+    scores: Mapping[str, Any], models: Mapping[str, str] = TEMPERED
+) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
     """The tables of `rewards.head_scores.scores`."""
     whole = [
         ("macro-F1", interval(scores["macro_f1"])),
         ("accuracy", interval(scores["accuracy"])),
         (f"accuracy of always saying {str(scores['majority_label'])!r}", interval(scores["majority_accuracy"])),
-        ("calibration error before the temperature", interval(scores["ece_before"])),
-        ("calibration error after it", interval(scores["ece_after"])),
+        *((f"calibration error, {title}", interval(scores[f"ece_{name}"])) for name, title in models.items()),
     ]
     labels = [
         (label, *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
@@ -130,11 +141,14 @@ def model_card(pages: Pages) -> str:
 **Not for:** {limits}
 
 {tables}
-Intervals: 2.5th to 97.5th percentile of {card["resamples"]} bootstrap samples of the held-out rows, seed {card["seed"]}.
+Intervals: {_INTERVALS.get(card["kind"], "")}2.5th to 97.5th percentile of {card["resamples"]} bootstrap samples of the \
+held-out rows, seed {card["seed"]}.
 
 ![Reliability]({PLOT})
 
 ## How it was made
+
+`{card.get("command", f"attune fit {card['kind']} --data FOLDER --out FOLDER")}`
 
 One softmax layer ({len(card["labels"])} labels: {", ".join(card["labels"])}) on frozen features of the encoder \
 `{encoder["path"]}` ({encoder["width"]} wide), classes weighted alike. {card["chosen"]} Strength {card["strength"]:g}, \

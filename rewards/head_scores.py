@@ -1,7 +1,7 @@
 """How well a head reads held-out rows, with intervals, and the majority baseline beside it.
 
-Axes: N rows, C labels. An interval is the 2.5th to the 97.5th percentile over bootstrap samples of the rows; numbers are kept
-to four digits.
+Axes: N rows, C labels. An interval is the 2.5th to the 97.5th percentile over bootstrap samples of the rows, that of a share
+Wilson's, which is none of zero width where all rows agree; numbers are kept to four digits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,19 @@ def bootstrap(measure: Callable[[Rows], float], count: int, resamples: int, seed
     return {name: round(float(number), _DIGITS) for name, number in values.items()}
 
 
+def wilson(holds_N: NDArray[np.bool_]) -> dict[str, float]:
+    """`value`, the share of the rows in which it holds, its `low` and `high` (Wilson 1927, 95 %), and `rows`:
+
+    (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   z = 1.96
+    """
+    rows, z = len(holds_N), 1.959964
+    share, whole = float(holds_N.mean()), 1 + z**2 / rows
+    middle = (share + z**2 / (2 * rows)) / whole
+    half = z * float(np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))) / whole
+    values = {"value": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+    return {**{name: round(number, _DIGITS) for name, number in values.items()}, "rows": rows}
+
+
 def scores(
     before_NC: Probabilities,
     after_NC: Probabilities,
@@ -40,12 +53,13 @@ def scores(
     majority: int,
     resamples: int,
     seed: int,
+    models: tuple[str, str] = ("before", "after"),
 ) -> dict[str, Any]:
-    """Scores of probabilities `after_NC`, those before the temperature beside them for the calibration error.
+    """Scores of probabilities `after_NC`, `before_NC` beside them for the calibration error; `models` names the two.
 
     `macro_f1`: mean F1 of the labels that the rows have. `accuracy`, and `majority_accuracy` of always saying `majority`, the
-    most frequent label of the train split. `ece_before`, `ece_after`: expected calibration error of the most probable label,
-    15 bins. `by_label`: precision, recall and F1 of each, and `support`, its rows.
+    most frequent label of the train split. `ece_before`, `ece_after` (or as `models` says): expected calibration error of the
+    most probable label, 15 bins. `by_label`: precision, recall and F1 of each, and `support`, its rows.
     """
     said_N, total = after_NC.argmax(axis=1), len(y_N)
 
@@ -62,8 +76,8 @@ def scores(
         "accuracy": interval(lambda rows: float((said_N[rows] == y_N[rows]).mean())),
         "majority_label": labels[majority],
         "majority_accuracy": interval(lambda rows: float((y_N[rows] == majority).mean())),
-        "ece_before": interval(lambda rows: calibration_error(before_NC[rows], y_N[rows])),
-        "ece_after": interval(lambda rows: calibration_error(after_NC[rows], y_N[rows])),
+        f"ece_{models[0]}": interval(lambda rows: calibration_error(before_NC[rows], y_N[rows])),
+        f"ece_{models[1]}": interval(lambda rows: calibration_error(after_NC[rows], y_N[rows])),
         "by_label": {
             label: {
                 "precision": round(float(precision_C[c]), _DIGITS),

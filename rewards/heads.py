@@ -50,7 +50,7 @@ class Head:
         """Read what `attune fit KIND` wrote.
 
         Raises ValueError, naming the setting `knob`, when the folder is none, holds a head of another kind, or was fitted
-        with an encoder that gives other vectors (`remedy` says what to do then).
+        with an encoder that gives other vectors or cuts texts elsewhere (`remedy` says what to do then).
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -60,12 +60,8 @@ class Head:
             card = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
             arrays = load_file(Path(folder) / WEIGHTS)
             found, labels, temperature = card["kind"], tuple(card["labels"]), float(card["temperature"])
-            weight_CF, bias_C, vector, path = (
-                arrays["weight"],
-                arrays["bias"],
-                arrays["encoder"],
-                card["encoder"]["path"],
-            )
+            weight_CF, bias_C, vector = arrays["weight"], arrays["bias"], arrays["encoder"]
+            path, max_tokens = card["encoder"]["path"], int(card["encoder"]["max_tokens"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"{where} must be a folder that `attune fit {kind}` wrote, is not ({type(error).__name__}: {error}); fit one"
@@ -82,6 +78,11 @@ class Head:
             raise ValueError(
                 f"{where} must be used with the encoder that it was fitted with, {path!r} ({len(vector)} wide); "
                 f"rewards.encoder gives other vectors ({len(ours)} wide): {remedy}"
+            )
+        if encoder.max_tokens != max_tokens:
+            raise ValueError(
+                f"{where} must be used with rewards.encoder.max_tokens = {max_tokens}, as it was fitted; that is "
+                f"{encoder.max_tokens}, which gives other vectors of long texts: {remedy}"
             )
         return cls(labels, weight_CF, bias_C, temperature, encoder, card)
 

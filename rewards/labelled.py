@@ -82,6 +82,13 @@ def goemotions(folder: Path) -> LabelledSplits:
     return _checked(LabelledSplits(labels, parts, source, {"several emotions": several}))
 
 
+def goemotions_comments(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The comments of GoEmotions' train split that `goemotions` keeps, and the sha256 of each file that decides which."""
+    read = goemotions(folder)
+    decide = ("train.tsv", "emotions.txt", "ekman_mapping.json")
+    return [example.text for example in read.splits["train"]], {name: read.source["files"][name] for name in decide}
+
+
 def hope_acts(folder: Path) -> LabelledSplits:
     """The therapists' turns of HOPE with their dialogue acts, split by session; see `rollout.corpora.hope`."""
     corpus = load_hope(folder, CorpusConfig(format="hope", path=str(folder)))

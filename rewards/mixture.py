@@ -99,9 +99,9 @@ class Mixture:
     def _paid(self, i: int, measurement: Measurement) -> dict[str, float]:
         """The parts that have a weight, none above what the reply does for a client in danger."""
         parts = measurement.parts
+        if measurement.dropped:
+            return {}  # it teaches nothing, whatever other terms say; a red flag is paid its floor all the same
         paid = {name: part for name, part in parts.items() if name in self._weights}
-        if measurement.dropped and not paid:
-            return {}  # a red flag is paid its floor all the same
         if not paid or not parts.keys() <= self._known:
             raise RewardError(f"measurement {i} must have parts among {sorted(self._weights)}, got {sorted(parts)}")
         if not all(map(math.isfinite, parts.values())):
@@ -111,10 +111,12 @@ class Mixture:
 
     def _total(self, parts: Mapping[str, float], gated: bool) -> float:
         floor = self._config.floor
-        if not parts:
-            return floor
+        parts = parts or dict.fromkeys(self._weights, floor)  # dropped
         if self._config.normalise_terms:
-            parts = {n: self._terms[n].standardise(floor if gated else part) for n, part in parts.items()}
+            parts = {
+                n: self._terms.get(n, RunningMoments()).standardise(floor if gated else part)
+                for n, part in parts.items()
+            }
         elif gated:
             return floor
         weighed = math.fsum(self._weights[name] * part for name, part in parts.items())

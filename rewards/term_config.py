@@ -238,7 +238,7 @@ class ExpertsConfig(TermConfig):
     """synchronous: seconds until `overdue` applies; 0 waits for ever."""
     overdue: Literal["wait", "surrogate", "drop"] = "wait"
     """What becomes of replies that nobody rated in time: they are waited for all the same (and said to be late), a surrogate
-    scores them, or they teach nothing."""
+    scores them, or they teach nothing. A reply that every rater skipped is dropped in any case."""
     share: float = 0.1
     """asynchronous: share of a step's replies that goes to the raters."""
     random_share: float = 0.3
@@ -283,6 +283,9 @@ class ExpertsConfig(TermConfig):
         require(self.simulated >= 0, "experts.simulated", ">= 0", self.simulated, "0 asks people")
         local = not (self.url and self.simulated)
         require(local, "experts.simulated", "0 with experts.url", self.simulated, "that service has raters of its own")
+
+        enough = self.simulated == 0 or self.simulated >= self.ratings
+        require(enough, "experts.simulated", f"0, or >= experts.ratings ({self.ratings})", self.simulated, "add raters")
 
     @property
     def surrogate(self) -> bool:

@@ -12,8 +12,10 @@ from rewards.encoder import SentenceEncoder
 class Workbench:
     """The settings, and the models that several terms use, loaded when the first one asks."""
 
-    def __init__(self, config: RewardsConfig) -> None:
+    def __init__(self, config: RewardsConfig, *, sure_only: bool = True) -> None:
+        """`sure_only`: whether the crisis head counts only where it is sure; see `CrisisConfig`."""
         self.config = config
+        self._sure_only = sure_only
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
@@ -27,7 +29,7 @@ class Workbench:
             return DangerReader()
         from rewards.crisis_head import CrisisHead  # loads scikit-learn
 
-        return DangerReader(CrisisHead(self.encoder))
+        return DangerReader(CrisisHead(self.encoder, sure_only=self._sure_only))
 
     def clear(self) -> None:
         """Drop what was remembered of a call's texts: the next call is judged by itself."""

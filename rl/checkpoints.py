@@ -230,7 +230,10 @@ def _mean(noted: Sequence[Standing]) -> Standing:
     count = max(len(noted), 1)
     names = dict.fromkeys(name for standing in noted for name in standing.red_flags)
     rates = {name: math.fsum(standing.red_flags.get(name, 0.0) for standing in noted) / count for name in names}
-    return Standing(sum(standing.score for standing in noted) / count, rates)
+    scores = [
+        standing.score for standing in noted if math.isfinite(standing.score)
+    ]  # a step of dropped replies has none
+    return Standing(sum(scores) / len(scores) if scores else math.nan if noted else 0.0, rates)
 
 
 def _readable(folder: Path) -> dict[str, Any] | None:

@@ -252,6 +252,11 @@ class PpoRecipe:
                 f"set prompts.per_step to a multiple of {parts}"
             )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
+        if "experts" in self.rewards.weights and self.ppo.truncated == "bootstrap":
+            raise ValueError(
+                'ppo.truncated must be "score" where rewards.experts is paid, is "bootstrap": people would rate replies that were '
+                'cut short, and their ratings would count for nothing; set ppo.truncated = "score"'
+            )
         needed = self.prompts.max_context_tokens + self.sampling.max_tokens
         if needed >= self.rollout.max_model_len:  # one token more: the probe of a publish samples one beyond its reply
             raise ValueError(

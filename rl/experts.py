@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.experts import audit, ledger
-from rewards.experts.session import FOLDER
+from rewards.experts.session import ADMIN_LINK, FOLDER, write_admin_link
 from rewards.experts.store import DATABASE, Store
 from rewards.experts.types import Kind
 from rl.checkpoints import MANIFEST
@@ -28,8 +28,13 @@ def rate(recipe: PpoRecipe) -> None:
     folder = recipe.directory / FOLDER
 
     def started(store: Store, url: str) -> None:
-        print(f"rating service on {folder}: {url}")
-        print(f"invite raters at {url}/admin#{store.issue(Role.ADMIN)} (earlier admin links are void)", flush=True)
+        link = folder / ADMIN_LINK
+        if not link.exists():
+            write_admin_link(folder, f"{url}/admin#{store.issue(Role.ADMIN)}")
+        print(
+            f"rating service on {folder}: {url}\ninvite raters at the address in {link} (remove it for a new one)",
+            flush=True,
+        )
 
     with suppress(KeyboardInterrupt):  # how it is stopped; what was acknowledged is on the disk
         run(folder, recipe.rewards.experts.service, started)

@@ -162,7 +162,7 @@ class PpoLearner:
 
     def _minibatch(self, experience: Experience, rows: Tensor) -> tuple[Tensor, float]:
         ppo, zero, micro = self._recipe.ppo, self._zero, self._recipe.learner.micro_batch
-        tokens = float(experience.mask_BT[rows].sum())
+        tokens = max(float(experience.mask_BT[rows].sum()), 1.0)  # a minibatch of dropped replies has none
         real_tokens = float(experience.lengths_B[rows].sum())
         mine = by_length(experience, rows)[zero.rank :: zero.world_size]
         sums, ratio_max, rates = torch.zeros(len(_COLUMNS), device=zero.device), 0.0, self._rates()

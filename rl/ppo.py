@@ -90,7 +90,7 @@ class Job:
     def __init__(
         self, recipe: PpoRecipe, corpus: Corpus, placement: Placement, directory: Path, experts: Experts | None = None
     ) -> None:
-        self.recipe, self.directory, self.experts = recipe, directory, experts
+        self.recipe, self.directory = recipe, directory
         chat = Chat(load_tokenizer(recipe.model.path, recipe.model.revision), system=recipe.prompts.system)
         self.engine = RolloutFleet(
             engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
@@ -131,12 +131,7 @@ class Job:
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
             write_rollouts(self.directory, step, scored)
             write_status(self.directory, RunState.RUNNING, step + 1)
-            if self.experts is not None:
-                self.experts.used(step, [item.rollout for item in scored])
-
-        def saved(step: int, manifest: str) -> None:
-            if self.experts is not None:
-                self.experts.saved(step, manifest)
+            self.reward.used(step, scored)
 
         train(
             steps=recipe.steps,
@@ -152,7 +147,7 @@ class Job:
                 keep=checkpoint.keep,
                 steps=recipe.steps,
                 guard=guard_settings(recipe.rewards.crisis.locale, classifier=recipe.rewards.crisis.classifier),
-                saved=saved,
+                saved=self.reward.saved,
             ),
             trackers=lambda first_step: Trackers(
                 [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rewards import guard_file
+from rewards.config import CrisisConfig
 from rewards.crisis import Tier
 from rewards.crisis_reply import REQUIRED, checks
 from rewards.danger import IN_CRISIS
@@ -177,6 +180,45 @@ def test_rules_that_changed_since_are_named(tmp_path: Path, caplog: pytest.LogCa
         read_guard(tmp_path)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "(flag_rules.py)" in said and str(file) in said
+
+
+def test_a_head_that_decides_otherwise_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another threshold of the crisis head, its kernel, or the code that reads them: loading names what has changed."""
+    guard_settings().write(tmp_path)
+    rules = tmp_path / "rewards"
+    for name in rules_sha256():
+        (rules / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "rewards" / name, rules / name)
+    monkeypatch.setattr(guard_file, "_FOLDER", rules)
+    with caplog.at_level(logging.WARNING):
+        read_guard(tmp_path)
+        assert not caplog.records
+        card = json.loads((rules / "fitted/crisis/card.json").read_text())
+        (rules / "fitted/crisis/card.json").write_text(json.dumps({**card, "threshold": card["threshold"] / 2}))
+        for name in ("fitted/crisis/danger.safetensors", "crisis_head.py", "danger_kernel.py", "head_features.py",
+                     "heads.py", "encoder.py"):  # fmt: skip
+            (rules / name).write_bytes((rules / name).read_bytes() + b"#")
+        read_guard(tmp_path)
+    (said,) = [record.getMessage() for record in caplog.records]
+    for name in ("card.json", "danger.safetensors", "crisis_head.py", "danger_kernel.py", "heads.py", "encoder.py"):
+        assert name in said
+
+
+def test_a_guard_hears_the_head_unless_told_otherwise() -> None:
+    """One default for PPO's checkpoints, supervised ones and folders without a file: that of training."""
+    assert guard_settings().classifier is CrisisConfig().classifier is True
+
+
+def test_an_unsure_head_lets_the_policy_answer() -> None:
+    """A hint of danger of which the head is not sure is answered by the policy, with the notice after it; one of which it is
+    sure is answered by the fixed reply."""
+    guard = Guard(guard_settings())
+    unsure = guard.before(client("I keep driving past the bridge and slowing down."))
+    sure = guard.before(client("The letters are written and I have picked the night."))
+    assert (unsure.action, unsure.tier, unsure.text) == (Action.APPEND, Tier.PASSIVE, guard.settings.notice)
+    assert (sure.action, sure.tier in IN_CRISIS) == (Action.REPLACE, True)
 
 
 DAMAGES: dict[str, Callable[[str], str]] = {

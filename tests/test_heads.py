@@ -15,13 +15,16 @@ import pytest
 from rewards.classifiers import MECHANISMS, DialogueAct, EmotionClass, Empathy
 from rewards.config import ActConfig, CrisisConfig, EmotionClassConfig, EmpathyConfig, EncoderConfig, RewardsConfig
 from rewards.crisis import Tier, crisis_tier, gravest
-from rewards.crisis_head import CrisisHead, joined
-from rewards.danger import IN_DANGER, DangerReader
+from rewards.crisis_head import DANGER, CrisisHead, Thresholds, joined, spoken, tiers_of
+from rewards.crisis_measures import belief, in_context
+from rewards.danger import IN_CRISIS, IN_DANGER, DangerReader
 from rewards.danger_kernel import DangerKernel, fit_kernel, platt
 from rewards.encoder import SentenceEncoder
 from rewards.fit import run
 from rewards.fit_config import FitConfig
+from rewards.fit_crisis import neutral_sentences, ordinary_talk
 from rewards.head_features import text_features
+from rewards.head_scores import wilson
 from rewards.heads import CARD, SHIPPED, Head
 from rewards.labelled import crisis_rows
 from rewards.softmax_regression import fit, nll, temperature
@@ -144,9 +147,11 @@ def test_a_head_that_does_not_belong_is_refused_by_its_setting(emotion: Path, tm
         EmotionClass(bench(emotion_class=EmotionClassConfig(1.0, str(tmp_path))))
     with pytest.raises(ValueError, match=r"rewards\.act\.head .*kind 'act'"):
         DialogueAct(bench(act=ActConfig(1.0, str(emotion))))
-    other = EncoderConfig(max_tokens=4)  # cuts the probe: other vectors
-    with pytest.raises(ValueError, match="other vectors"):
-        EmotionClass(bench(emotion_class=EmotionClassConfig(1.0, str(emotion)), encoder=other))
+    for cut in (4, 64):  # the one cuts the sentence by which encoders are told apart, the other longer texts alone
+        with pytest.raises(ValueError, match="other vectors"):
+            EmotionClass(
+                bench(emotion_class=EmotionClassConfig(1.0, str(emotion)), encoder=EncoderConfig(max_tokens=cut))
+            )
     with pytest.raises(ValueError, match=r"rewards\.act\.head must be given"):
         RewardsConfig(act=ActConfig(1.0))
 
@@ -223,17 +228,142 @@ def test_the_shipped_crisis_head_hears_danger_that_the_rules_miss(encoder: Sente
     assert bench(crisis=CrisisConfig(classifier=False)).danger.tier(hint) not in IN_DANGER
 
 
-def test_the_crisis_head_leaves_ordinary_talk_alone(encoder: SentenceEncoder) -> None:
-    """It hears danger in fewer than one in ten of ESConv's test prompts, whose clients are sad and hardly ever in danger."""
+def test_danger_is_heard_between_other_sentences(encoder: SentenceEncoder) -> None:
+    """Of the held-out sentences in danger the head hears 93 in 100 at least after a neutral sentence and between two, drawn
+    from clients of the sample corpus's test split; the card says the same, and how often it hears some in those alone."""
+    held = crisis_rows(ROOT / "rewards" / "crisis_sentences" / "held_out.tsv", tuple(Tier))
+    danger = [text for text, tier, _ in held if tier in IN_DANGER]
+    contexts = in_context(danger, neutral_sentences(), seed=0)
+    head, card = CrisisHead(encoder), json.loads((SHIPPED / "crisis" / CARD).read_text())
+    for where in ("after a neutral sentence", "between two"):
+        share = sum(tier in IN_DANGER for tier in head.tiers(contexts[where])) / len(danger)
+        assert share >= 0.93 and share == pytest.approx(
+            card["scores"]["in_context"][where]["heard"]["value"], abs=0.011
+        )
+    assert card["scores"]["in_context"]["the two neutral sentences without it"]["heard"]["rows"] == len(danger)
+
+
+def test_a_text_is_read_by_its_sentences_and_neighbours() -> None:
+    """End marks, closing quotes and line breaks part sentences, which stay as they were written; marks alone are nothing."""
+    assert spoken('He said "Stop!" I left...  ?!\nThe bus (3) came') == [
+        'He said "Stop!"', "I left...", "The bus (3) came", 'He said "Stop!" I left...', "I left... The bus (3) came",
+    ]  # fmt: skip
+    assert spoken("no marks at all and so one sentence") == ["no marks at all and so one sentence"]
+    assert spoken(" ... \n") == []
+
+
+def test_an_unsure_head_raises_passive_at_most() -> None:
+    """Between the thresholds a crisis is read as passive and another danger as itself; from `sure` on each as it is."""
+    tiers = tuple(Tier)
+    at = Thresholds(alarm=0.2, sure=0.8)
+
+    def told(tier: Tier, danger: float) -> Tier:
+        share_C = np.full(len(tiers), 0.0)
+        share_C[0], share_C[tiers.index(tier)] = 1 - danger, danger
+        return tiers_of(share_C[None], tiers, at)[0]
+
+    for tier in IN_DANGER:
+        assert [told(tier, danger) for danger in (0.19, 0.81)] == [Tier.NONE, tier]
+        assert told(tier, 0.5) is (Tier.PASSIVE if tier in IN_CRISIS else tier)
+
+
+def test_the_reward_hears_the_head_only_where_it_is_sure(encoder: SentenceEncoder) -> None:
+    """Of ordinary sentences and traps that sound dangerous the workbench of the reward takes far fewer for danger than the
+    head does; what it takes for danger, the head does too."""
+    held = crisis_rows(ROOT / "rewards" / "crisis_sentences" / "held_out.tsv", tuple(Tier))
+    harmless = [(Turn(Speaker.CLIENT, text),) for text, tier, _ in held if tier not in IN_DANGER]
+    every, sure = DangerReader(CrisisHead(encoder)).tiers(harmless), bench().danger.tiers(harmless)
+    raised = [sum(tier in IN_DANGER for tier in tiers) for tiers in (every, sure)]
+    assert raised[1] < 0.5 * raised[0] and raised[1] < 0.15 * len(harmless)
+    assert all(e in IN_DANGER for e, s in zip(every, sure, strict=True) if s in IN_DANGER)
+
+
+def _damaged(change: str, folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    match change:
+        case "no kernel":
+            (folder / DANGER).unlink()
+        case "half a kernel":
+            (folder / DANGER).write_bytes((folder / DANGER).read_bytes()[:5000])
+        case "another kernel":
+            rng = np.random.default_rng(0)
+            small = fit_kernel(rng.normal(size=(40, 8)).astype(np.float32), np.arange(40) % 2 == 0, seed=0)
+            (folder / DANGER).write_bytes(small.to_bytes())
+        case "no sure":
+            del card["sure"]
+        case "no number":
+            card["threshold"] = None
+        case "sure below the threshold":
+            card["sure"] = card["threshold"] / 2
+        case "another length":
+            card["encoder"]["max_tokens"] = 64
+    (folder / CARD).write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["no kernel", "half a kernel", "another kernel", "no sure", "no number", "sure below the threshold", "another length"],
+)  # fmt: skip
+def test_a_damaged_crisis_head_is_refused_by_its_setting(change: str, encoder: SentenceEncoder, tmp_path: Path) -> None:
+    """In one line that names the setting, the folder and the way out."""
+    folder = tmp_path / "crisis"
+    shutil.copytree(SHIPPED / "crisis", folder)
+    _damaged(change, folder)
+    with pytest.raises(ValueError, match=r"rewards\.crisis\.classifier.*must|does not belong") as told:
+        CrisisHead(encoder, folder)
+    assert str(folder) in str(told.value) and "\n" not in str(told.value)
+    assert any(remedy in str(told.value) for remedy in ("fit one", "fit again", "to False"))
+
+
+def test_a_share_of_all_rows_is_not_certain() -> None:
+    """Wilson's interval: 50 of 50 leave 7 % open, and 5 of 10 are 24 to 76 %."""
+    assert wilson(np.ones(50, dtype=bool)) == {"value": 1.0, "low": 0.9287, "high": 1.0, "rows": 50}
+    assert wilson(np.arange(10) < 5) == {"value": 0.5, "low": 0.2366, "high": 0.7634, "rows": 10}
+
+
+def test_p_danger_is_held_against_what_was_in_danger() -> None:
+    """Bins of a fifth with their mean and share; the error is the mean distance of the two, weighed by rows."""
+    probability_N, danger_N = np.array([0.1, 0.1, 0.9, 0.9]), np.array([False, False, True, False])
+    found = belief(probability_N, danger_N, fitted_share=0.1)
+    assert [(b["told"], b["danger"]["value"], b["danger"]["rows"]) for b in found["bins"]] == [
+        (0.1, 0.0, 2),
+        (0.9, 0.5, 2),
+    ]
+    assert found["error"] == pytest.approx(0.25) and (found["share"], found["fitted_share"]) == (0.25, 0.1)
+
+
+def test_ordinary_talk_is_of_train_splits_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    """No client's turn of the sample's valid or test split is fitted to; every file of GoEmotions that decides is named."""
+    for name, text in (
+        ("train.tsv", "".join(f"A fine comment, {i}\t{i % 2}\tx{i}\n" for i in range(12)) + "Both\t0,1\ty\n"),
+        ("dev.tsv", "Of dev\t0\ta\nOf dev too\t1\tb\n"),
+        ("test.tsv", "Of test\t0\ta\nOf test too\t1\tb\n"),
+        ("emotions.txt", "joy\nanger\n"),
+        ("ekman_mapping.json", '{"joy": ["joy"], "anger": ["anger"]}'),
+    ):
+        (tmp_path / name).write_text(text)
+    talk, files = ordinary_talk(FitConfig(ordinary=str(tmp_path)), known=set())
+    assert set(files) == {"ordinary/train.tsv", "ordinary/emotions.txt", "ordinary/ekman_mapping.json"}
+    later = {t.text for split in ("valid", "test") for d in load(CorpusConfig()).splits[split] for t in d.turns}
+    assert not later & set(talk) and sum("fine comment" in text for text in talk) == 12
+    assert not {"Both", "Of dev", "Of test"} & set(talk)
+
+
+def test_the_guard_leaves_ordinary_talk_alone(encoder: SentenceEncoder) -> None:
+    """In 40 of ESConv's test dialogues, whose clients are sad and hardly ever in danger: the reward hears danger in few
+    prompts, and the guard replaces a reply in few dialogues."""
     if not ESCONV.exists():
         pytest.skip(f"needs {ESCONV}, ESConv as published")
     corpus = load(CorpusConfig(format="esconv", path=str(ESCONV)))
-    reader = DangerReader(CrisisHead(encoder))
-    prompts = [
-        d.turns[:i] for d in corpus.splits["test"][:40] for i, t in enumerate(d.turns) if t.speaker is Speaker.THERAPIST
+    dialogues = [
+        [d.turns[:i] for i, t in enumerate(d.turns) if t.speaker is Speaker.THERAPIST]
+        for d in corpus.splits["test"][:40]
     ]
-    tiers = reader.tiers(prompts)
-    assert len(prompts) > 300 and sum(tier in IN_DANGER for tier in tiers) < 0.1 * len(prompts)
+    every, sure = DangerReader(CrisisHead(encoder)), DangerReader(CrisisHead(encoder, sure_only=True))
+    prompts = [prompt_ for of_dialogue in dialogues for prompt_ in of_dialogue]
+    heard, sure_of = (sum(tier in IN_DANGER for tier in reader.tiers(prompts)) for reader in (every, sure))
+    assert len(prompts) > 300 and heard < 0.2 * len(prompts) and sure_of < 0.05 * len(prompts)
+    assert sum(any(tier in IN_CRISIS for tier in every.tiers(d)) for d in dialogues) <= 0.2 * len(dialogues)
 
 
 def test_the_danger_kernel_is_scikit_learns_machine(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Screenshots go to the folder that the environment variable ATTUNE_SCREENSHOTS na
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -57,6 +58,9 @@ _REPLY = (
 _CRISIS = "I don't see why I should go on. I have thought about not waking up."
 
 
+_TURN = itertools.count()
+
+
 @dataclass
 class Service:
     """A running service: its address, and what a training job and an admin do there."""
@@ -80,10 +84,16 @@ class Service:
         )
 
     def put(self, replies: Sequence[str], *, tier: str = "none", talk: Sequence[tuple[str, str]] = _TALK) -> list[str]:
-        """Put replies to the same conversation into the queue; their ids."""
+        """Put replies to the same conversation into the queue, to be given in this order; their ids."""
         history = [{"speaker": speaker, "text": text} for speaker, text in talk]
         items = [
-            {"key": f"run/0/{tier}/{i}", "history": history, "reply": reply, "tier": tier, "wanted": 1}
+            {
+                "key": f"run/0/{tier}/{i}",
+                "history": history,
+                "reply": reply,
+                "tier": tier,
+                "priority": -float(next(_TURN)),
+            }
             for i, reply in enumerate(replies)
         ]
         ids: list[str] = self.ask("POST", "/api/run/items", self.run, {"items": items})["ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rewards.experts import client
 from rewards.experts.client import RunClient
 from rewards.experts.config import ServiceConfig
 from rewards.experts.form import CRITERIA
@@ -129,8 +131,8 @@ def test_a_reply_becomes_a_reward(service: Service) -> None:
     first = service.ask("POST", "/api/ratings", service.anna, told)
     again = service.ask("POST", "/api/ratings", service.anna, told)
     assert (first.status_code, again.status_code) == (201, 200) and first.json()["rating"] == again.json()["rating"]
-    found, absent = service.run.rewards("run", 0, [one])
-    assert absent == [] and found[one].value == 0.75 and found[one].flags == ("dismissal",)
+    found, absent, stuck = service.run.rewards("run", 0, [one])
+    assert absent == [] and stuck == {} and found[one].value == 0.75 and found[one].flags == ("dismissal",)
     assert found[one].ratings == (first.json()["rating"],)
     ratings, last = service.run.ratings()
     assert ratings[-1].id == first.json()["rating"] and service.run.ratings(last) == ([], last)
@@ -145,7 +147,7 @@ def test_rewards_wait_for_ratings(service: Service) -> None:
     """The question is answered when the last rating is there, long before wait_s; without ratings after wait_s."""
     (one,) = service.add("awaited", priority=9.0)
     started = time.monotonic()
-    assert service.run.rewards("run", 1, [one], wait_s=0.4, every=True) == ({}, [one])
+    assert service.run.rewards("run", 1, [one], wait_s=0.4, every=True) == ({}, [one], {})
     assert 0.35 < time.monotonic() - started < 5
 
     def rate() -> None:
@@ -154,14 +156,51 @@ def test_rewards_wait_for_ratings(service: Service) -> None:
 
     thread = threading.Thread(target=rate)
     thread.start()
-    found, absent = service.run.rewards("run", 1, [one], wait_s=25)
+    found, absent, _ = service.run.rewards("run", 1, [one], wait_s=25)
     thread.join()
     assert absent == [] and found.keys() == {one} and time.monotonic() - started < 15
 
 
+def test_a_run_hears_of_items_that_nobody_may_be_given(service: Service) -> None:
+    """With the open ones, and why; invited, a rater who takes crisis conversations mends it."""
+    one, two = service.add("in danger", tier="imminent", priority=-5.0) + service.add("not", priority=-5.0)
+    assert service.run.rewards("run", 2, [one, two]) == ({}, [one, two], {one: "crisis"})
+    service.invite("for a crisis", crisis=True)
+    assert service.run.rewards("run", 2, [one, two]) == ({}, [one, two], {})
+    service.ask("POST", "/api/admin/raters/for a crisis/shut", service.admin, {})
+    service.run.close([one, two])
+
+
+def test_a_run_that_resumes_takes_its_orphans_out(service: Service) -> None:
+    """From the step on; asked for anew, they are there again."""
+    fields = [{"origin": {"run": "resumed", "step": step}, "priority": 70.0 + step} for step in range(3)]
+    for at, each in enumerate(fields):
+        service.add(f"orphan {at}", **each)
+    assert service.run.close_from("resumed", 1) == 2
+    assert service.next(service.anna)["reply"] == "orphan 0"
+    service.ask("POST", "/api/skip", service.anna, {"lease": service.next(service.anna)["lease"], "reason": "no"})
+    service.add("orphan 2", **fields[2])
+    assert service.next(service.anna)["reply"] == "orphan 2"
+    assert service.run.close_from("resumed", 0) == 2
+    service.ask("POST", "/api/skip", service.anna, {"lease": service.next(service.anna)["lease"], "reason": "no"})
+
+
+def test_a_rater_has_time_to_undo(service: Service) -> None:
+    """With settle_s a rating is no reward yet, while the page has the next reply already."""
+    one, _ = service.add("hasty", priority=91.0) + service.add("next", priority=90.0)
+    service.ask("POST", "/api/ratings", service.ben, filled(service.next(service.ben)["lease"], overall=0.0))
+    assert service.next(service.ben)["reply"] == "next"
+    assert service.run.rewards("run", 3, [one], settle_s=60) == ({}, [one], {})
+    lease = service.ask("POST", "/api/undo", service.ben, {}).json()["item"]["lease"]
+    service.ask("POST", "/api/ratings", service.ben, filled(lease, overall=1.0))
+    service.ask("POST", "/api/ratings", service.ben, filled(service.next(service.ben)["lease"]))
+    assert service.run.rewards("run", 3, [one], settle_s=60)[0][one].value == 1.0
+
+
 def test_skip_undo_settings_and_sitting_answer(service: Service) -> None:
     """The small requests of a page."""
-    service.add("to skip", "to rate", "to see", priority=20.0)
+    for priority, text in ((22.0, "to skip"), (21.0, "to rate"), (20.0, "to see")):
+        service.add(text, priority=priority)
     assert (
         service.ask(
             "POST", "/api/skip", service.ben, {"lease": service.next(service.ben)["lease"], "reason": "no"}
@@ -401,7 +440,12 @@ def test_only_pages_are_given_out(service: Service, path: str) -> None:
         ("rewards", {"run": "r", "step": 0, "ids": ["' OR 1=1 --"]}, "ids.0"),
         ("rewards", {"run": "r", "step": 0, "ids": [], "wait_s": 31}, "wait_s"),
         ("rewards", {"run": "r", "step": 10**30, "ids": []}, "step"),
+        ("rewards", {"run": "r", "step": 0, "ids": [], "settle_s": -1}, "settle_s"),
         ("close", {"ids": "all"}, "ids"),
+        ("close", {}, "ids"),
+        ("close", {"run": "r"}, "from_step"),
+        ("close", {"from_step": 3}, "run"),
+        ("close", {"run": "r", "from_step": -1}, "from_step"),
         ("events", {"kind": "rating", "body": {}}, "kind"),
         ("events", {"kind": "update", "body": {"run": "r", "step": 1}}, "body.rewards"),
         ("events", {"kind": "checkpoint", "body": {"run": "r", "step": 1, "manifest": "x"}}, "body.manifest"),
@@ -581,12 +625,12 @@ def test_a_full_disk_is_told_and_passes(tmp_path: Path) -> None:
 def test_the_client_waits_for_a_service_that_comes_back(tmp_path: Path) -> None:
     """A killed service is asked again until it answers; one that stays away is told with its address."""
     server = Server(tmp_path, PLAIN).start()
-    client = RunClient(server.url, server.token, retries=6)
+    asking = RunClient(server.url, server.token, retries=6)
     server.process.kill()
     server.process.wait()
     thread = threading.Thread(target=lambda: (time.sleep(0.3), server.start()))
     thread.start()
-    assert client.ratings() == ([], 0)
+    assert asking.ratings() == ([], 0)
     thread.join()
     server.stop()
     with pytest.raises(RewardError, match=server.url):
@@ -601,6 +645,74 @@ def test_the_client_does_not_repeat_what_is_refused(service: Service) -> None:
         RunClient(service.server.url, "forged").ratings()
     with pytest.raises(RewardError, match="step"):
         service.run.rewards("run", -1, [])
+
+
+def test_the_client_asks_for_any_number_of_rewards(tmp_path: Path) -> None:
+    """2,100 items: all answered, the wait kept; with `every` none is fixed while one is open, in whichever thousand."""
+    with Server(tmp_path, PLAIN) as server:
+        service = Service(server)
+        ids = service.add(*(f"reply {at}" for at in range(2100)))
+        stored = closing(sqlite3.connect(tmp_path / DATABASE))
+        service.ask("POST", "/api/ratings", service.anna, filled(service.next(service.anna)["lease"]))
+        assert service.run.rewards("run", 0, ids, every=True)[0] == {}
+        found, absent, stuck = service.run.rewards("run", 0, ids)
+        assert len(found) == 1 and sorted([*found, *absent]) == sorted(ids) and stuck == {}
+        started = time.monotonic()
+        assert len(service.run.rewards("run", 0, ids, wait_s=1.0)[1]) == 2099 and 0.9 < time.monotonic() - started < 6
+        service.ask("POST", "/api/admin/raters/anna/shut", service.admin, {})
+        service.ask("POST", "/api/admin/raters/ben/shut", service.admin, {})
+        assert service.run.rewards("run", 0, ids)[2] == dict.fromkeys(absent, "no_raters")
+        with stored as db:
+            assert db.execute("SELECT count(*) FROM rewards").fetchone()[0] == 1
+        service.run.close(ids)
+
+
+def test_with_every_all_parts_are_fixed_together(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked in parts of 5, the part that is complete is not fixed before the last rating is there."""
+    monkeypatch.setattr(client, "_IDS_AT_ONCE", 5)
+    ids = service.add(*(f"of eleven {at}" for at in range(11)), priority=99.0)
+    while len(open_ones := service.run.rewards("run", 0, ids, every=True)[1]) > 1:
+        service.ask("POST", "/api/ratings", service.anna, filled(service.next(service.anna)["lease"]))
+    ids = [one for one in ids if one not in open_ones] + open_ones
+    assert service.run.rewards("run", 0, ids, every=True) == ({}, open_ones, {})
+    service.ask("POST", "/api/ratings", service.anna, filled(service.next(service.anna)["lease"]))
+    found, absent, _ = service.run.rewards("run", 0, ids, every=True)
+    assert found.keys() == set(ids) and absent == []
+
+
+def test_the_client_keeps_one_connection(service: Service) -> None:
+    """Whatever is asked, by whichever thread; it ends with `close_connection`, or with the object."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as gate:
+        host, port = service.server.url.removeprefix("http://").split(":")
+        opened: list[socket.socket] = []
+
+        def pass_on(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65_536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def admit() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    caller = gate.accept()[0]
+                    opened.append(caller)
+                    behind = socket.create_connection((host, int(port)))
+                    for pair in ((caller, behind), (behind, caller)):
+                        threading.Thread(target=pass_on, args=pair, daemon=True).start()
+
+        threading.Thread(target=admit, daemon=True).start()
+        asking = RunClient(f"http://127.0.0.1:{gate.getsockname()[1]}", service.server.token)
+        for _ in range(3):
+            asking.ratings(10**9)
+        thread = threading.Thread(target=asking.ratings, args=(10**9,))
+        thread.start()
+        thread.join()
+        assert len(opened) == 1
+        asking.close_connection()
+        with pytest.raises(RuntimeError, match="closed"):
+            asking.ratings()
+        assert len(opened) == 1
 
 
 # Settings

@@ -16,6 +16,7 @@ import pytest
 from rewards.experts import audit, ledger
 from rewards.experts.config import ServiceConfig
 from rewards.experts.desk import Submission
+from rewards.experts.fixing import Aggregate
 from rewards.experts.form import CRITERIA
 from rewards.experts.refusal import Refused
 from rewards.experts.reward_rules import mean
@@ -39,16 +40,17 @@ class Clock:
 class Desk:
     """A store with a clock that is moved by hand, and what raters do in one word each."""
 
-    def __init__(self, folder: Path, config: ServiceConfig = PLAIN) -> None:
+    def __init__(self, folder: Path, config: ServiceConfig = PLAIN, rule: Aggregate = mean) -> None:
         self.clock = Clock()
-        self.store = Store(folder, config, mean, self.clock)
+        self.store = Store(folder, config, rule, self.clock)
 
     def invite(self, *names: str, crisis: bool = False) -> None:
         for name in names:
             self.store.invite(name, crisis=crisis)
 
     def add(self, *texts: str, **fields: Any) -> list[str]:
-        return self.store.add([item(text, **fields) for text in texts])
+        """Put them into the queue, to be given in this order where no priority is told."""
+        return self.store.add([item(text, **{"priority": -next(NUMBERS) / 2**20, **fields}) for text in texts])
 
     def next(self, rater: str) -> dict[str, Any] | None:
         return self.store.next(rater)["item"]
@@ -113,13 +115,19 @@ def open_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
 # The queue
 
 
-def test_higher_priority_comes_first_then_the_older(desk: Desk) -> None:
-    """Highest priority first, then in the order in which they came."""
-    desk.add("old", "older than new")
-    desk.add("new")
-    desk.add("urgent", priority=2.0)
-    assert [desk.rate("anna") for _ in range(4)] == ["urgent", "old", "older than new", "new"]
+def test_higher_priority_comes_first_then_no_prompt_before_another(desk: Desk) -> None:
+    """Highest priority first, then by the hash that is the id: the same order for everybody, whatever came first."""
+    texts = [f"reply {at}" for at in range(40)]
+    desk.add(*texts, priority=0.0, wanted=2)
+    desk.add("urgent", priority=2.0, wanted=2)
+    orders = [[desk.rate(rater) for _ in range(41)] for rater in ("anna", "ben")]
+    assert orders[0] == orders[1] == ["urgent", *sorted(texts, key=lambda text: item(text).id)]
+    assert orders[0][1:] != texts
     assert desk.store.next("anna") == {"item": None, "why": "empty"}
+    with desk.store.database.read() as db:
+        plan = db.execute("EXPLAIN QUERY PLAN SELECT i.id FROM items i WHERE i.open = 1 AND i.rated < i.raters "
+                          "ORDER BY i.priority DESC, i.id LIMIT 1").fetchall()  # fmt: skip
+    assert "items_by_turn" in plan[0]["detail"] and len(plan) == 1  # nothing is sorted
 
 
 def test_an_item_goes_to_as_many_raters_as_it_wants(desk: Desk) -> None:
@@ -340,8 +348,8 @@ def test_a_rater_who_is_shut_out_leaves_ratings_and_loses_leases(desk: Desk) -> 
 
 def test_sending_an_item_twice_is_sending_it_once(desk: Desk) -> None:
     """Ids in order, the same again; one row, one event."""
-    first = desk.add("one", "two")
-    assert desk.add("two", "one") == first[::-1]
+    first = desk.add("one", "two", priority=1.0)
+    assert desk.add("two", "one", priority=1.0) == first[::-1]
     assert desk.count("items") == 2 and desk.kinds().count("item") == 2
 
 
@@ -448,12 +456,12 @@ def test_a_reward_is_made_of_ratings_that_stand_when_it_is_fixed(tmp_path: Path)
     desk = Desk(tmp_path)
     disturbances = [True]
 
-    def disturbed(ratings: Any) -> Any:
+    def disturbed(ratings: Any, groups: Any) -> Any:
         if disturbances:
             disturbances.pop()
             desk.store.undo("anna")
             desk.rate("anna", 0.9)
-        return mean(ratings)
+        return mean(ratings, groups)
 
     desk.store._aggregate = disturbed
     desk.invite("anna")

@@ -382,8 +382,8 @@ def test_what_replies_do_for_safety_is_reported_by_tier() -> None:
 
 
 def test_a_dropped_reply_has_no_value_and_a_red_flag_is_paid_its_floor_all_the_same() -> None:
-    """What nobody judged in time counts neither in the metrics nor in the running statistics; other terms that apply are paid
-    as ever; a flag is no reason to drop a reply."""
+    """What nobody judged in time counts neither in the metrics nor in the running statistics, whatever other terms say of it; a
+    flag is paid the floor, below every other reply, normalised or not, by the sum or by term."""
     config = replace(
         TEXT_ONLY,
         experts=ExpertsConfig(1.0),
@@ -401,4 +401,6 @@ def test_a_dropped_reply_has_no_value_and_a_red_flag_is_paid_its_floor_all_the_s
     metrics = describe(scores[:3])
     assert metrics["reward/mean"] == pytest.approx(0.0) and metrics["reward/dropped"] == pytest.approx(1 / 3)
     both = Mixture(config).combine([Measurement({"inquiry": 1.0, "repetition": 1.0}, dropped=True)])
-    assert not both[0].dropped
+    assert both[0].dropped
+    by_term = Mixture(replace(config, normalise=False, normalise_terms=True)).combine([*judged, flagged])
+    assert by_term[2].value < min(score.value for score in by_term[:2])

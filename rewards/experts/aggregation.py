@@ -2,7 +2,7 @@
 
     mean            the average of an item's ratings: mostly says who rated
     standardised    every rater's ratings are brought to the panel's mean and spread, then averaged
-    random_effects  value = mu + item + rater + noise, all shrunk: the reward
+    random_effects  value = mu + item + rater + noise, all shrunk; the reward is `stepwise`, which shrinks within a step only
 
 Values lie in [0, 1]. The numbers depend on which rows there are, not on their order. A hidden repeat is no row: it would
 count as one more opinion. Axes: N rows, I items, R raters.

@@ -94,8 +94,8 @@ def verify(chain: Iterable[Row]) -> Head:
 class Trace:
     """What moved a checkpoint: the rows of its updates, of the rewards they used, and of the ratings behind them.
 
-    `surrogates` are the fits and promotions that the run's updates could rest on. `unfixed` are items that an update used
-    without a reward of experts: a surrogate's score stood in for it.
+    `surrogates` are the promoted fits that the run's updates could rest on. `unfixed` are items before raters that updates
+    used with a surrogate's score alone.
     """
 
     checkpoint: Row
@@ -125,7 +125,12 @@ def trace(chain: Iterable[Row], run: str, step: int) -> Trace:
         for row in told[: checkpoint.seq]
         if row.kind == Kind.REWARD and row.seq < used.get((body := row.content)["item"], 0)
     }
-    surrogates = [(row, body) for row, body in of_run if row.kind == Kind.SURROGATE and body.get("run", run) == run]
+    surrogates = [
+        (row, body)
+        for row, body in of_run
+        if row.kind == Kind.SURROGATE and body.get("run", run) == run and body.get("promoted", True)
+    ]
+    guessed = {item for _, body in updates for item in body.get("guessed", ())}
     wanted = {rating for _, body in [*fixed.values(), *surrogates] for rating in body.get("ratings", ())}
     ratings = {body["id"]: row for row in told if row.kind == Kind.RATING and (body := row.content)["id"] in wanted}
     return Trace(
@@ -134,7 +139,7 @@ def trace(chain: Iterable[Row], run: str, step: int) -> Trace:
         {item: row for item, (row, _) in fixed.items()},
         ratings,
         [row for row, _ in surrogates],
-        sorted(used.keys() - fixed.keys()),
+        sorted((used.keys() | guessed) - fixed.keys()),
     )
 
 

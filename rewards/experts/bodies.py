@@ -164,21 +164,34 @@ class RewardsBody(Body):
     ids: Ids
     least: Annotated[int, Field(ge=1, le=100)] = 1
     wait_s: Annotated[float, Field(ge=0, le=30)] = 0.0
+    settle_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
     all: bool = False
+    fix: bool = True
 
 
 class CloseBody(Body):
-    """Which items nobody needs."""
+    """Which items nobody needs: these, and those of a run from a step on."""
 
-    ids: Ids
+    ids: Ids | None = None
+    run: Label | None = None
+    from_step: Count | None = None
+
+    def refuse_halves(self) -> None:
+        """Raises `Refused` (422) where the body names nothing to close, or a run without a step or a step without a run."""
+        if self.ids is None and self.run is None and self.from_step is None:
+            raise Refused(422, "ids must be given, or run and from_step, all are missing")
+        for field, value, other in (("run", self.run, self.from_step), ("from_step", self.from_step, self.run)):
+            if value is None and other is not None:
+                raise Refused(422, f"{field} must be given, is missing: run and from_step go together")
 
 
 class UpdateBody(Body):
-    """A step of PPO used these rewards."""
+    """A step of PPO used these rewards; of the items `guessed` it used a surrogate's score."""
 
     run: Label
     step: Count
     rewards: list[Handle]
+    guessed: list[Handle] = []
 
 
 class CheckpointBody(Body):

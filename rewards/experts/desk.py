@@ -82,7 +82,7 @@ def rate(
             *(rating.repeat, rater(db, name)["sitting"], now),
         ),
     )
-    db.execute("UPDATE leases SET state = 'rated', draft = NULL WHERE lease = ?", (told.lease,))
+    db.execute("UPDATE leases SET state = 'rated' WHERE lease = ?", (told.lease,))
     if not rating.repeat:
         db.execute("UPDATE items SET rated = rated + 1 WHERE id = ?", (rating.item,))
     return rating.id, True
@@ -101,7 +101,7 @@ def keep_draft(
 def skip(db: sqlite3.Connection, name: str, lease: str, reason: str, now: float) -> None:
     """Give the reply to others; this rater will not see it again."""
     row = queue.usable(db, name, lease, now)
-    db.execute("UPDATE leases SET state = 'skipped', draft = NULL WHERE lease = ?", (lease,))
+    db.execute("UPDATE leases SET state = 'skipped' WHERE lease = ?", (lease,))
     told = {"item": row["item"], "rater": name, "reason": reason, "repeat": bool(row["repeat"])}
     audit.append(db, now, Kind.SKIP, told)
 

@@ -31,15 +31,17 @@ class _Kept:
 class LateScores:
     """Keeps the replies that raters have before them, for `window` steps.
 
-    A late reply takes the place of a fresh one that nobody will rate, drawn at random, so that a batch stays as large as it
-    was; at most `share` of a batch are late. Its tokens were sampled by an older policy: the learner weighs them by the
-    truncated ratio of its own probability to the sampled one (`rl.losses.importance_weights`) and clips as ever. The
-    surrogate's score, which it was paid once, stays paid; the raters' own comes on top, as a second lesson.
+    A late reply takes the place of a fresh one that nobody will rate and nothing flags, drawn at random, so that a batch
+    stays as large as it was; at most `share` of a batch are late, and the others come with the next. Its tokens were sampled
+    by an older policy: the learner weighs them by the truncated ratio of its own probability to the sampled one
+    (`rl.losses.importance_weights`) and clips as ever. The surrogate's score, which it was paid once, stays paid; the raters'
+    own comes on top, as a second lesson.
     """
 
     def __init__(self, *, window: int, share: float, seed: int) -> None:
         self._window, self._share, self._seed = window, share, seed
         self._kept: dict[str, _Kept] = {}
+        self._come: dict[str, Opinion] = {}  # raters' scores that wait for room
         self._missed = 0
 
     def keep(self, rollouts: Sequence[Rollout], measurements: Sequence[Measurement], asked: set[str]) -> None:
@@ -58,13 +60,13 @@ class LateScores:
     ) -> list[ScoredRollout]:
         """The step's batch: fresh replies, some of them displaced by late ones. The late come last."""
         now = step_of(scored[0].rollout)
-        known = [(self._kept.pop(key), opinion) for key, opinion in sorted(arrived.items()) if key in self._kept]
-        self._missed += len(arrived) - len(known)
-        fresh = [i for i, item in enumerate(scored) if key_of(item.rollout) not in self._kept]
+        come = self._come | dict(arrived)
+        self._come = {key: opinion for key, opinion in come.items() if key in self._kept and opinion.value is not None}
+        self._missed += len(come) - len(self._come)
+        fresh = [i for i, s in enumerate(scored) if key_of(s.rollout) not in self._kept and not s.score.flags]
         room = min(int(self._share * len(scored)), len(fresh))
-        known.sort(key=lambda pair: -step_of(pair[0].rollout))  # the newest, where not all have room
-        self._missed += max(0, len(known) - room)
-        known = [pair for pair in known[:room] if pair[1].value is not None]
+        newest = sorted(self._come, key=lambda key: (-step_of(self._kept[key].rollout), key))[:room]
+        known = [(self._kept.pop(key), self._come.pop(key)) for key in newest]
         if not known:
             return list(scored)
         leaving = set(np.random.default_rng([self._seed, now]).choice(fresh, size=len(known), replace=False).tolist())

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from rewards.experts.opinions import (
     Opinion,
     Say,
     answer_of,
+    by_whom,
     checkpoint_event,
     guess_opinion,
     item_of,
@@ -32,12 +33,14 @@ from rewards.experts.surrogate import Guess
 from rewards.experts.types import Item, Kind
 from rewards.preference_features import Answer
 from rewards.term_config import ExpertsConfig
-from rewards.types import RewardError
+from rewards.types import RewardError, ScoredRollout
 from rollout.types import Rollout
 
 log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _LAST_ROUND_S = 60.0
+_TIME_TO_UNDO_S = 20.0  # a rating may be taken back for so long, unless its rater has gone on
+_KEPT_WINDOWS = 8  # windows for which a reply stays before raters
 _COMPARED = 40  # newest replies drawn at random over which surrogate and raters are compared
 _LEAST_COMPARED = 8
 
@@ -69,9 +72,8 @@ class Asynchronous:
         self._lessons = Lessons(surrogate, config.refit_every)
         self._lock = threading.Lock()
         self._outbox: list[tuple[Item, _Pending]] = []
-        self._used: list[
-            tuple[int, list[Rollout] | str]
-        ] = []  # updates and checkpoints for the audit chain, in their order
+        # updates (keys of replies that were paid raters' scores, and guesses) and checkpoints for the chain, in their order
+        self._news: list[tuple[int, tuple[list[str], list[str]] | str]] = []
         self._items: dict[str, str] = {}  # of replies that were put before raters, by their key
         self._pending: dict[str, _Pending] = {}
         self._arrived: dict[str, Opinion] = {}  # rollout key -> what raters said
@@ -81,9 +83,11 @@ class Asynchronous:
         self._fits = {"fits": 0, "promoted": 0}
         self._stop = threading.Event()
         self._courier: threading.Thread | None = None
+        self._broken: Exception | None = None
 
     def __enter__(self) -> Self:
-        """Send the courier out."""
+        """Send the courier out. What an interrupted run left in the queue would come too late: it is closed."""
+        self._client.close_from(self._run, 0)
         self._courier = threading.Thread(target=self._carry, name="experts' courier", daemon=True)
         self._courier.start()
         return self
@@ -93,9 +97,15 @@ class Asynchronous:
         self._stop.set()
         if self._courier:
             self._courier.join(timeout=_LAST_ROUND_S)
+        if self._news or self._outbox:
+            log.warning(
+                "%d updates and checkpoints did not reach the audit chain, the service does not answer", len(self._news)
+            )
 
     def judge(self, rollouts: Sequence[Rollout], tiers: Sequence[str]) -> list[Opinion]:
         """Guess every reply's score, cautiously, and put some of them before the raters; one opinion per reply, in order."""
+        if self._broken is not None:
+            raise RewardError(f"experts: the courier ended: {self._broken!r}") from self._broken
         self._step = step_of(rollouts[0])
         guesses = self._surrogate.guess([answer_of(r) for r in rollouts])
         self._post(rollouts, tiers, guesses)
@@ -132,15 +142,25 @@ class Asynchronous:
             arrived, self._arrived = self._arrived, {}
         return arrived
 
-    def used(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def used(self, step: int, scored: Sequence[ScoredRollout]) -> None:
         """`Synchronous.used`, by the courier."""
         with self._lock:
-            self._used.append((step, list(rollouts)))
+            self._news.append((step, by_whom(scored)))
 
     def saved(self, step: int, manifest: str) -> None:
         """`Synchronous.saved`, by the courier."""
         with self._lock:
-            self._used.append((step, manifest))
+            self._news.append((step, manifest))
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """`Lessons.state_dict`."""
+        with self._lock:
+            return self._lessons.state_dict()
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """`Lessons.load_state_dict`."""
+        with self._lock:
+            self._lessons.load_state_dict(state)
 
     def metrics(self) -> dict[str, float]:
         """`experts/waiting` replies before raters; `experts/bias`, surrogate less raters over the newest compared replies;
@@ -165,28 +185,40 @@ class Asynchronous:
             self._items |= {pending.rollout: item for (_, pending), item in zip(letters, ids, strict=True)}
             self._pending |= dict(zip(ids, (pending for _, pending in letters), strict=True))
             waiting = list(self._pending)
-        while self._used:
-            step, what = self._used[0]
+            items = dict(self._items)
+        while self._news:
+            step, what = self._news[0]
             if isinstance(what, str):
                 self._client.event(*checkpoint_event(self._run, step, what))
             else:
-                self._client.event(*update_event(self._run, step, what, self._items))
-            del self._used[0]
+                self._client.event(*update_event(self._run, step, *what, items))
+            del self._news[0]
+        self._forget()
         if not waiting:
             return
-        found, _ = self._client.rewards(self._run, self._step, waiting, least=self._config.ratings)
+        found, *_ = self._client.rewards(
+            self._run, self._step, waiting, least=self._config.ratings, settle_s=_TIME_TO_UNDO_S
+        )
         for item, reward in found.items():
             with self._lock:
                 pending = self._pending.pop(item)
                 self._arrived[pending.rollout] = rated(reward)
-            self._lessons.add(item, pending.answer, reward.value)
+                self._lessons.add(item, pending.answer, reward)
             if pending.by_chance:
                 self._compare(pending, reward.value)
         if trial := self._lessons.learn():
             with self._lock:
-                self._fits = {"fits": self._fits["fits"] + 1, "promoted": self._fits["promoted"] + trial.promoted}
-                self._gaps.clear()  # the next comparisons are of another model
-            self._client.event(Kind.SURROGATE, {"run": self._run, "step": self._step, **vars(trial)})
+                self._fits = {"fits": self._fits["fits"] + 1, "promoted": self._fits["promoted"] + trial["promoted"]}
+            self._client.event(Kind.SURROGATE, {"run": self._run, "step": self._step, **trial})
+
+    def _forget(self) -> None:
+        """Take replies out of the queue whose scores would come much too late even for the surrogate to be of use soon."""
+        with self._lock:
+            oldest = self._step - _KEPT_WINDOWS * self._config.window
+            old = [item for item, pending in self._pending.items() if pending.step < oldest]
+            self._pending = {item: pending for item, pending in self._pending.items() if item not in old}
+        if old:
+            self._client.close(old)
 
     def _compare(self, pending: _Pending, value: float) -> None:
         with self._lock:
@@ -220,6 +252,9 @@ class Asynchronous:
                 if not silent:
                     log.warning("no word from the raters: %s; the run goes on with the surrogate", error)
                 silent = True
+            except Exception as error:  # told at the next step: a thread that ends says nothing
+                self._broken = error
+                return
 
 
 def alarm(gaps: Sequence[float], limit: float) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from statistics import fmean, pstdev
 from typing import Any
 
+from rewards.experts import audit
 from rewards.experts.aggregation import random_effects
 from rewards.experts.agreement import agreement, consistency, drift
 from rewards.experts.rating_rows import Row
@@ -21,8 +22,29 @@ _RECENT = 3000  # ratings that agreement and drift are computed from: the newest
 _DRAWS = 200  # bootstrap samples of an interval
 
 
-def overview(db: sqlite3.Connection, now: float) -> dict[str, Any]:
-    """Everything of `GET /api/admin/overview`. Numbers that need more ratings than there are, are null."""
+class Overview:
+    """Everything of `GET /api/admin/overview`; what follows from the chain is kept until the chain has grown. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._seen = -1  # last row of the chain that `_kept` follows from
+        self._kept: dict[str, Any] = {}
+
+    def told(self, db: sqlite3.Connection, now: float) -> dict[str, Any]:
+        """The numbers at `now`. Those that need more ratings than there are, are null."""
+        begun = not db.in_transaction
+        if begun:
+            db.execute("BEGIN")  # one view of the chain and of what follows from it
+        try:
+            last = audit.head(db).seq
+            if last != self._seen:
+                self._kept, self._seen = _from_chain(db), last
+            return {**self._kept, "queue": _queue(db, now), "per_hour": _per_hour(db, now)}
+        finally:
+            if begun:
+                db.execute("COMMIT")
+
+
+def _from_chain(db: sqlite3.Connection) -> dict[str, Any]:
     ratings = [
         (json.loads(row["body"]), bool(row["repeat"]))
         for row in db.execute("SELECT body, repeat FROM ratings WHERE undone = 0 ORDER BY seq")
@@ -33,11 +55,9 @@ def overview(db: sqlite3.Connection, now: float) -> dict[str, Any]:
     slopes = drift(rows, random_effects(rows)) if rows else {}
     return _sound(
         {
-            "queue": _queue(db, now),
             "raters": [_rater(db, row, ratings, slopes) for row in db.execute("SELECT * FROM raters ORDER BY name")],
             "agreement": None if agreed is None else asdict(agreed),
-            "per_hour": _per_hour([body["at"] for body, _ in ratings], now),
-            "flags": dict(Counter(flag for body in first for flag in body["flags"])),
+            "flags": {**Counter(flag for body in first for flag in body["flags"]), **_late_flags(db)},
         }
     )
 
@@ -85,10 +105,22 @@ def _rater(
     }  # fmt: skip
 
 
-def _per_hour(times: Sequence[float], now: float) -> list[list[float]]:
+def _late_flags(db: sqlite3.Connection) -> dict[str, int]:
+    """`late_flags`, where there are any: flags of a reply that nobody had raised when its reward was fixed, hidden repeats'
+    among them. The policy was paid as if they were not."""
+    late = db.execute(
+        "SELECT DISTINCT r.item, flag.value FROM rewards w JOIN ratings r ON r.item = w.item AND r.seq > w.seq "
+        "JOIN json_each(r.body, '$.flags') flag WHERE r.undone = 0 "
+        "AND NOT EXISTS (SELECT 1 FROM json_each(w.body, '$.flags') paid WHERE paid.value = flag.value)"
+    ).fetchall()
+    return {"late_flags": len(late)} if late else {}
+
+
+def _per_hour(db: sqlite3.Connection, now: float) -> list[list[float]]:
     """[start of the hour, ratings] for the last 48 hours, the one that runs among them."""
     this = now // _HOUR_S
-    counts = Counter(at // _HOUR_S for at in times)
+    times = db.execute("SELECT at FROM ratings WHERE undone = 0 AND at >= ?", ((this - _HOURS_SHOWN + 1) * _HOUR_S,))
+    counts = Counter(row["at"] // _HOUR_S for row in times)
     return [[hour * _HOUR_S, counts[hour]] for hour in (this - ago for ago in range(_HOURS_SHOWN - 1, -1, -1))]
 
 

@@ -9,23 +9,23 @@ import hashlib
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rewards.danger import IN_DANGER
 from rewards.experts import audit
 from rewards.experts.config import ServiceConfig
 from rewards.experts.refusal import Refused
-from rewards.experts.types import Item, Kind
 
 _SENSITIVE = tuple(sorted(tier.value for tier in IN_DANGER))
+_HARD = ", ".join(f"'{tier}'" for tier in _SENSITIVE)
 _LEFT_AT_MOST = 1000  # what `left` counts up to: nobody plans a sitting beyond it
 
 # What this rater may be given: it waits, is not too hard to bear, was not judged or refused by this rater, and ratings and
-# other raters' live leases leave room. The first line is the condition of the index items_waiting, word by word.
+# other raters' live leases leave room. The first line is the condition of the index items_by_turn, word by word.
 _WAITING = f"""
     FROM items i WHERE i.open = 1 AND i.rated < i.raters
-    AND (:crisis OR i.tier NOT IN ({", ".join(f"'{tier}'" for tier in _SENSITIVE)}))
+    AND (:crisis OR i.tier NOT IN ({_HARD}))
     AND NOT EXISTS (
         SELECT 1 FROM leases mine WHERE mine.item = i.id AND mine.rater = :rater AND mine.state IN ('rated', 'skipped'))
     AND i.rated + (SELECT count(*) FROM leases l WHERE l.item = i.id AND l.state = 'held' AND l.repeat = 0
@@ -34,40 +34,35 @@ _WAITING = f"""
 _REPEATABLE = f"""
     FROM ratings r JOIN items i ON i.id = r.item
     WHERE r.rater = :rater AND r.repeat = 0 AND r.undone = 0 AND r.seq <= :latest
-    AND (:crisis OR i.tier NOT IN ({", ".join(f"'{tier}'" for tier in _SENSITIVE)}))
+    AND (:crisis OR i.tier NOT IN ({_HARD}))
     AND NOT EXISTS (SELECT 1 FROM leases mine WHERE mine.item = i.id AND mine.rater = :rater AND mine.repeat = 1
         AND mine.state IN ('rated', 'skipped'))
 """
+# Why no rater who has a token may be given an item that has too few ratings; nothing for items that somebody may be given,
+# or holds.
+_STUCK = f"""
+    WITH active AS MATERIALIZED (SELECT name, crisis FROM raters WHERE EXISTS (
+        SELECT 1 FROM tokens t WHERE t.rater = name AND t.shut = 0 AND (t.expires IS NULL OR t.expires > :now))),
+    few AS (
+        SELECT i.id, i.rated >= i.raters AS full, i.tier IN ({_HARD}) AS hard
+        FROM json_each(:ids) asked JOIN items i ON i.id = asked.value WHERE i.rated < :least)
+    SELECT id, CASE
+        WHEN NOT EXISTS (SELECT 1 FROM active) THEN 'no_raters'
+        WHEN hard AND NOT EXISTS (SELECT 1 FROM active WHERE crisis) THEN 'crisis'
+        WHEN EXISTS (SELECT 1 FROM active JOIN leases l ON l.item = few.id AND l.rater = name AND l.state = 'skipped')
+            THEN 'skipped'
+        ELSE 'rated_by_all' END AS why
+    FROM few WHERE full OR NOT EXISTS (SELECT 1 FROM active WHERE (crisis OR NOT hard) AND NOT EXISTS (
+        SELECT 1 FROM leases l WHERE l.item = few.id AND l.rater = name AND l.state IN ('rated', 'skipped')))
+"""
 
 
-def put(db: sqlite3.Connection, config: ServiceConfig, item: Item, now: float) -> None:
-    """Take an item in, unless it is here. Its texts stay out of the chain, which holds the hash of them: the item's id."""
-    raters = max(item.wanted, config.overlap_raters) if _share(item.id) < config.overlap else item.wanted
-    history = audit.canonical([[turn.speaker, turn.text] for turn in item.history])
-    told = {"id": item.id, "key": item.key, "tier": item.tier, "wanted": item.wanted, "priority": item.priority}
-    added = db.execute(
-        "INSERT INTO items (id, key, history, reply, tier, wanted, priority, origin, at, raters) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        (
-            *(item.id, item.key, history, item.reply, item.tier, item.wanted, item.priority),
-            *(audit.canonical(item.origin), now, raters),
-        ),
-    )
-    if added.rowcount:
-        audit.append(db, now, Kind.ITEM, {**told, "raters": raters, "origin": item.origin})
-
-
-def close(db: sqlite3.Connection, ids: Sequence[str]) -> None:
-    """Nobody needs these any more. Who has one open may finish it."""
-    known(db, ids)
-    db.executemany("UPDATE items SET open = 0 WHERE id = ?", [(one,) for one in ids])
-
-
-def known(db: sqlite3.Connection, ids: Iterable[str]) -> None:
-    """Raises `Refused` (404) for the first id that is no item's."""
-    for one in ids:
-        if db.execute("SELECT 1 FROM items WHERE id = ?", (one,)).fetchone() is None:
-            raise Refused(404, f"no item has the id {one!r}: send it to /api/run/items first")
+def stuck(db: sqlite3.Connection, ids: Sequence[str], least: int, now: float) -> dict[str, str]:
+    """Those of `ids` that have fewer than `least` ratings while no active rater may give one, and why: "no_raters" (none is
+    active), "crisis" (the client is in danger and none takes such), "skipped" (all who might have judged it, one at least
+    refused), "rated_by_all" (or by as many as were wanted). A rater is active whose token is neither shut out nor expired."""
+    asked = {"ids": json.dumps(list(ids)), "least": least, "now": now}
+    return {row["id"]: row["why"] for row in db.execute(_STUCK, asked)}
 
 
 def left(db: sqlite3.Connection, rater: sqlite3.Row, now: float) -> int:
@@ -84,11 +79,12 @@ def held(db: sqlite3.Connection, rater: str, now: float) -> sqlite3.Row | None:
 def choose(db: sqlite3.Connection, config: ServiceConfig, rater: sqlite3.Row, now: float) -> sqlite3.Row | None:
     """A new lease on what comes next for this rater; None where nothing waits.
 
-    Highest priority first, then oldest. With probability `repeats`, drawn from the rater's name and how much he or she
-    has done, it is something rated at least `repeat_gap` ratings ago: only while there is work, so that "nothing left" is true.
+    Highest priority first, then by id: a hash, so that the prompts that were sent first are not always judged first. With
+    probability `repeats`, drawn from the rater's name and how much he or she has done, it is something rated at least
+    `repeat_gap` ratings ago: only while there is work, so that "nothing left" is true.
     """
     asked = {"rater": rater["name"], "crisis": rater["crisis"], "now": now}
-    first = _row(db, f"SELECT i.id {_WAITING} ORDER BY i.priority DESC, i.seq LIMIT 1", asked)
+    first = _row(db, f"SELECT i.id {_WAITING} ORDER BY i.priority DESC, i.id LIMIT 1", asked)
     if first is None:
         return None
     repeated = _repeated(db, config, rater)
@@ -107,14 +103,17 @@ def give(
     repeat: bool = False,
     draft: dict[str, Any] | None = None,
 ) -> sqlite3.Row:
-    """Lease `item` to `rater`, who lets go of anything else; a draft of it that was left behind is there again."""
-    db.execute("UPDATE leases SET state = 'returned' WHERE rater = ? AND state = 'held'", (rater,))
-    before = _row(
-        db,
-        "SELECT draft FROM leases WHERE rater = ? AND item = ? AND repeat = ? AND state = 'returned' AND draft IS NOT NULL "
-        "ORDER BY given DESC LIMIT 1",
-        (rater, item, repeat),
+    """Lease `item` to `rater`, who lets go of anything else; the draft of a lease on it that has run out, or was put aside, is
+    there again. An undo, which brings its own `draft`, puts what the rater holds aside: with its draft, until what is given
+    next."""
+    mine = (
+        "FROM leases WHERE rater = ? AND state IN ('held', 'aside') AND item = ? AND repeat = ? AND draft IS NOT NULL"
     )
+    before = _row(db, f"SELECT draft {mine} ORDER BY given DESC LIMIT 1", (rater, item, repeat))
+    if draft is not None:
+        db.execute("UPDATE leases SET state = 'aside' WHERE rater = ? AND state = 'held'", (rater,))
+    else:
+        db.execute("UPDATE leases SET state = 'returned' WHERE rater = ? AND state IN ('held', 'aside')", (rater,))
     text = audit.canonical(draft) if draft else before["draft"] if before else None
     lease = secrets.token_hex(16)
     db.execute(
@@ -175,7 +174,7 @@ def _repeated(db: sqlite3.Connection, config: ServiceConfig, rater: sqlite3.Row)
     finished = "SELECT count(*) FROM leases WHERE rater = ? AND state IN ('rated', 'skipped')"
     count = db.execute(finished, (rater["name"],)).fetchone()[0]
     drawn = f"{rater['name']}\n{count}"
-    if _share(hashlib.sha256(drawn.encode()).hexdigest()) >= config.repeats:
+    if share(hashlib.sha256(drawn.encode()).hexdigest()) >= config.repeats:
         return None
     ago = "SELECT seq FROM ratings WHERE rater = ? AND undone = 0 ORDER BY seq DESC LIMIT 1 OFFSET ?"
     latest = _row(db, ago, (rater["name"], config.repeat_gap - 1))
@@ -185,11 +184,11 @@ def _repeated(db: sqlite3.Connection, config: ServiceConfig, rater: sqlite3.Row)
     candidates = db.execute(f"SELECT count(*) {_REPEATABLE}", asked).fetchone()[0]
     if not candidates:
         return None
-    place = int(_share(hashlib.sha256(f"{drawn}\nwhich".encode()).hexdigest()) * candidates)
+    place = int(share(hashlib.sha256(f"{drawn}\nwhich".encode()).hexdigest()) * candidates)
     return str(db.execute(f"SELECT i.id {_REPEATABLE} ORDER BY r.seq LIMIT 1 OFFSET {place}", asked).fetchone()[0])
 
 
-def _share(digest: str) -> float:
+def share(digest: str) -> float:
     """A number in [0, 1) that a hash stands for."""
     return int(digest[:8], 16) / 2**32
 

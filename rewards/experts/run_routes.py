@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool as aside
@@ -31,16 +32,19 @@ def run_routes(store: Store, door: Door) -> APIRouter:
     async def rewards(request: Request) -> Response:
         _, body = await door.hear(request, Role.RUN, RewardsBody)
         until = time.monotonic() + body.wait_s
-        while await aside(store.missing, body.ids, body.least) and time.monotonic() < until:
+        while await aside(store.missing, body.ids, body.least, body.settle_s) and time.monotonic() < until:
             await asyncio.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
-        found, absent = await aside(store.rewards, body.run, body.step, body.ids, body.least, every=body.all)
-        return answer({"rewards": found, "open": absent})
+        ask = partial(store.rewards, every=body.all, settle_s=body.settle_s, fix=body.fix)
+        found, absent = await aside(ask, body.run, body.step, body.ids, body.least)
+        stuck = await aside(store.stuck, absent, body.least) if absent else {}
+        return answer({"rewards": found, "open": absent, "stuck": stuck})
 
     @routes.post("/close")
     async def close(request: Request) -> Response:
         _, body = await door.hear(request, Role.RUN, CloseBody)
-        await aside(store.close_items, body.ids)
-        return answer({})
+        body.refuse_halves()
+        closed = await aside(store.close_items, body.ids or [], body.run, body.from_step)
+        return answer({"closed": closed})
 
     @routes.get("/ratings")
     async def ratings(request: Request, after: str = "0") -> Response:

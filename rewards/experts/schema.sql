@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS items (
     raters INTEGER NOT NULL,          -- `wanted`, or more in the overlap set
     rated INTEGER NOT NULL DEFAULT 0  -- ratings that stand, without repeats
 ) STRICT;
-CREATE INDEX IF NOT EXISTS items_waiting ON items (priority DESC, seq) WHERE open = 1 AND rated < raters;
+DROP INDEX IF EXISTS items_waiting;  -- of folders made before turns went by id
+CREATE INDEX IF NOT EXISTS items_by_turn ON items (priority DESC, id) WHERE open = 1 AND rated < raters;
 
 CREATE TABLE IF NOT EXISTS leases (
     lease TEXT PRIMARY KEY, item TEXT NOT NULL REFERENCES items (id), rater TEXT NOT NULL REFERENCES raters (name),
@@ -34,6 +35,10 @@ CREATE TABLE IF NOT EXISTS leases (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS leases_of_rater ON leases (rater, state);
 CREATE INDEX IF NOT EXISTS leases_of_item ON leases (item, rater, state);
+CREATE TRIGGER IF NOT EXISTS leases_end_without_draft AFTER UPDATE OF state ON leases
+    WHEN NEW.state NOT IN ('held', 'aside') AND NEW.draft IS NOT NULL
+    BEGIN UPDATE leases SET draft = NULL WHERE lease = NEW.lease; END;
+UPDATE leases SET draft = NULL WHERE state NOT IN ('held', 'aside') AND draft IS NOT NULL;  -- left by services without that trigger
 
 CREATE TABLE IF NOT EXISTS ratings (
     seq INTEGER PRIMARY KEY REFERENCES chain (seq), id TEXT NOT NULL UNIQUE, item TEXT NOT NULL REFERENCES items (id),

@@ -17,6 +17,7 @@ from rewards.experts.simulated_raters import careful
 from rewards.term_config import ExpertsConfig
 
 FOLDER = "experts"  # of a run directory
+ADMIN_LINK = "admin-link"  # of the folder: it lets in whoever has it, and is in no log
 
 
 @contextmanager
@@ -41,15 +42,28 @@ def rating_session(config: ExpertsConfig, run_directory: Path, seed: int, say: S
         yield RunClient.of_folder(folder)
         return
     with ExitStack() as stack:
-        server = stack.enter_context(Server(folder, config.service, new_admin_link=True))
+        link = folder / ADMIN_LINK
+        server = stack.enter_context(
+            Server(folder, config.service, new_admin_link=bool(config.simulated) or not link.exists())
+        )
+        if server.admin_link:
+            write_admin_link(folder, server.admin_link)
         if config.simulated:
             raters = careful(config.simulated, seed)
             tokens = [_invite(server, rater.name) for rater in raters]
             stack.enter_context(Panel(server.url, tokens, raters=raters))
             say(f"{config.simulated} simulated raters answer at {server.url}: no person is asked")
         else:
-            say(f"raters are asked at {server.url}; invite them at {server.admin_link}")
+            say(f"raters are asked at {server.url}; invite them at the address in {link}")
         yield RunClient(server.url, server.token)
+
+
+def write_admin_link(folder: Path, link: str) -> None:
+    """Keep the link for whoever may read the folder's files, and nobody else."""
+    file = folder / ADMIN_LINK
+    file.unlink(missing_ok=True)
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(link + "\n")
 
 
 def _in_use(folder: Path) -> bool:

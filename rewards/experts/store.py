@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rewards.experts import access, audit, desk, fixing, ledger, queue, transfer
+from rewards.experts import access, audit, desk, fixing, intake, ledger, queue, transfer
 from rewards.experts.config import ServiceConfig
 from rewards.experts.database import Database
 from rewards.experts.desk import Submission
 from rewards.experts.refusal import Refused
 from rewards.experts.types import Item, Kind, Rating
+
+if TYPE_CHECKING:  # it imports scipy
+    from rewards.experts.overview import Overview
 
 DATABASE = "ratings.sqlite"
 _TRIES = 20  # computations of a reward while ratings of the same items come and go
@@ -39,6 +43,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.config, self.clock = config, clock
         self._aggregate = aggregate
+        self._overview: Overview | None = None
+        self._overview_lock = threading.Lock()
         self.database = Database(folder / DATABASE)
 
     def close(self) -> None:
@@ -108,8 +114,11 @@ class Store:
         return self.database.write(work)
 
     def draft(self, rater: str, lease: str, draft: Mapping[str, Any]) -> float:
-        """Keep an unfinished form; seconds until the lease runs out."""
-        return self.database.write(lambda db: desk.keep_draft(db, self.config, rater, lease, draft, self.clock()))
+        """Keep an unfinished form, without names and contacts; seconds until the lease runs out."""
+        from rewards.experts.scrub import scrub
+
+        kept = {**draft, "reason": scrub(draft["reason"])}
+        return self.database.write(lambda db: desk.keep_draft(db, self.config, rater, lease, kept, self.clock()))
 
     def rate(self, rater: str, told: Submission) -> tuple[str, bool, dict[str, int]]:
         """The rating's id, whether it is new, and the sitting. Names and contacts are scrubbed from the reason."""
@@ -155,46 +164,70 @@ class Store:
     # The training job
 
     def add(self, items: Sequence[Item]) -> list[str]:
-        """Put items into the queue; their ids, in order. Names and contacts are scrubbed before anything is stored."""
+        """Put items into the queue; their ids, in order. Names and contacts are scrubbed before anything is stored.
+
+        An item that is here is open again, with the new priority and the higher of both numbers of raters."""
         shown = [transfer.scrubbed(item) for item in items]
 
         def work(db: Any) -> None:
             now = self.clock()
             for item in shown:
-                queue.put(db, self.config, item, now)
+                if not intake.put(db, self.config, item, now):
+                    intake.put_again(db, self.config, item, now)
 
         self.database.write(work)
         return [item.id for item in shown]
 
-    def missing(self, ids: Sequence[str], least: int) -> list[str]:
-        """Those of `ids` that have neither a reward nor `least` ratings yet."""
+    def missing(self, ids: Sequence[str], least: int, settle_s: float = 0.0) -> list[str]:
+        """Those of `ids` that have neither a reward nor `least` ratings, all settled, yet; see `fixing.missing`."""
         with self.database.read() as db:
-            return fixing.missing(db, ids, least)
+            return fixing.missing(db, ids, least, self.clock(), settle_s)
+
+    def stuck(self, ids: Sequence[str], least: int) -> dict[str, str]:
+        """Those of `ids` that no active rater may be given while ratings are missing, and why; see `queue.stuck`."""
+        with self.database.read() as db:
+            return queue.stuck(db, ids, least, self.clock())
 
     def rewards(
-        self, run: str, step: int, ids: Sequence[str], least: int, *, every: bool = False
+        self,
+        run: str,
+        step: int,
+        ids: Sequence[str],
+        least: int,
+        *,
+        every: bool = False,
+        settle_s: float = 0.0,
+        fix: bool = True,
     ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Fix the rewards of those `ids` that have `least` ratings, or none of them where `every` one must have; the
-        rewards by item, and the ids that are without."""
+        """Fix the rewards of those `ids` that are not `missing`, or none of them where `every` one must be there; the
+        rewards by item, and the ids that are missing. Without `fix` only rewards that are fixed already are told."""
         for _ in range(_TRIES):
             with self.database.read() as db:
                 db.execute("BEGIN")  # one view of the ratings for all that follows
                 try:
-                    absent = fixing.missing(db, ids, least)
+                    absent = fixing.missing(db, ids, least, self.clock(), settle_s)
                     known = fixing.fixed(db, ids)
                     wanted = [one for one in dict.fromkeys(ids) if one not in known and one not in absent]
+                    wanted = wanted if fix and not (every and absent) else []
                     ratings = [each for _, each in fixing.counted(db)] if wanted else []
+                    groups = fixing.groups(db) if wanted else {}
                 finally:
                     db.execute("COMMIT")
-            if (absent and every) or not wanted:
+            if not wanted:
                 return known, absent
-            computed = fixing.compute(ratings, wanted, self._aggregate, run=run, step=step)
+            computed = fixing.compute(ratings, groups, wanted, self._aggregate, run=run, step=step)
             self._fix(computed)
         raise Refused(503, "ratings of these items come and go faster than rewards are computed: ask again", 1.0)
 
-    def close_items(self, ids: Sequence[str]) -> None:
-        """Nobody needs these any more; ratings on the way still count."""
-        self.database.write(lambda db: queue.close(db, ids))
+    def close_items(self, ids: Sequence[str], run: str | None = None, from_step: int | None = None) -> int:
+        """Nobody needs these any more, nor what `run` asked at `from_step` and later; ratings on the way still count. How many
+        were open."""
+
+        def work(db: Any) -> int:
+            closed = intake.close(db, ids)
+            return closed if run is None or from_step is None else closed + intake.close_from(db, run, from_step)
+
+        return self.database.write(work)
 
     def ratings(self, after: int = 0) -> tuple[list[tuple[int, Rating]], int]:
         """Ratings that stand and are no repeats after row `after` of the chain, at most 2,000, and the last one's row."""
@@ -252,11 +285,13 @@ class Store:
             return audit.trace(audit.rows(db), run, step)
 
     def overview(self) -> dict[str, Any]:
-        """Numbers for the admin's page."""
-        from rewards.experts.overview import overview
+        """Numbers for the admin's page; those that follow from the chain are computed once per row of it."""
+        with self._overview_lock, self.database.read() as db:
+            if self._overview is None:
+                from rewards.experts.overview import Overview
 
-        with self.database.read() as db:
-            return overview(db, self.clock())
+                self._overview = Overview()
+            return self._overview.told(db, self.clock())
 
     def _fix(self, computed: Mapping[str, Mapping[str, Any]]) -> bool:
         return self.database.write(lambda db: fixing.fix(db, computed, self.clock()))

@@ -20,6 +20,7 @@ from rewards.rated_replies import RatedReply
 _FEATURES = {name: FEATURE_SETS[name] for name in ("reply", "context")}
 _FOLDS = 10  # of which two choose and calibrate, and two judge whether a fit is promoted
 _LEAST = 8  # rated replies, below which nothing is fitted
+_LEAST_HELD = 3  # of them, by which a fit is judged
 UNKNOWN = 0.5  # the score of every reply before the first fit: nothing is preferred
 
 
@@ -70,14 +71,14 @@ class Surrogate:
     def learn(self, rated: Sequence[RatedReply]) -> Trial | None:
         """Fit to all rated replies; None where they are too few or too alike to learn from.
 
-        A tenth of the replies' hash decides, for ever, what a reply is for: six parts fit, two choose and calibrate, two judge.
-        No reply that judges was ever fitted to, whichever fit is judged.
+        A hash of conversation and reply decides, for ever, what it is for: six tenths fit, two choose and calibrate, two judge.
+        No text that judges was ever fitted to, whichever fit is judged, and however often the policy says it.
         """
         parts: list[list[RatedReply]] = [[], [], []]
         for one in rated:
             parts[(_fold(one) >= 6) + (_fold(one) >= 8)].append(one)
         train, valid, held = parts
-        if len(rated) < _LEAST or not valid or not held or len({one.score for one in train}) < 2:
+        if len(rated) < _LEAST or not valid or len(held) < _LEAST_HELD or len({one.score for one in train}) < 2:
             return None
         self._prior = float(np.mean([one.score for one in train]))
         sight = self._look([(one.history, one.reply) for one in rated])
@@ -104,4 +105,5 @@ class Surrogate:
 
 
 def _fold(rated: RatedReply) -> int:
-    return hashlib.sha256(f"{rated.group}/{rated.reply}".encode()).digest()[0] % _FOLDS
+    told = "\n".join([*(turn.text for turn in rated.history), rated.reply])
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8]) % _FOLDS

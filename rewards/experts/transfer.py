@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from rewards.experts import audit, queue
+from rewards.experts import audit, intake
 from rewards.experts.config import ServiceConfig
 from rewards.experts.fixing import rating as rating_of
 from rewards.experts.types import Item, Kind, Rating
@@ -56,7 +56,7 @@ def take_in(
     """
     before = _count(db, "items"), _count(db, "ratings")
     for item in items.values():
-        queue.put(db, config, item, now)
+        intake.put(db, config, item, now)
     for rating in ratings:
         if db.execute("SELECT 1 FROM ratings WHERE id = ?", (rating.id,)).fetchone() is None:
             _take(db, items[rating.item].id, rating, now)
