@@ -400,7 +400,7 @@ from rl.records import claimed
 from tests.reward_replies import GOOD, reply
 
 def break_terms():
-    from rewards import mixture
+    from rewards import panel
     from rewards.types import Score
 
     class Broken:
@@ -413,7 +413,7 @@ def break_terms():
     def fail(rollouts):
         raise KeyError("lexicon")
 
-    mixture.TERMS = {
+    panel.TERMS = {
         "inquiry": lambda bench: Broken(lambda rollouts: [Score(float("nan")) for _ in rollouts]),
         "length": lambda bench: Broken(lambda rollouts: [Score(0.5) for _ in rollouts[1:]]),
         "repetition": lambda bench: Broken(fail),
