@@ -57,7 +57,9 @@ def test_a_killed_run_with_experts_goes_on_and_its_chain_says_what_moved_it(tmp_
         [sys.executable, "-m", "rl", "audit", str(run), "4"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert audit.returncode == 0, audit.stderr
-    assert "sound" in audit.stdout and "checkpoint after 4 steps (is there, as it was saved): 4 updates" in audit.stdout
+    assert (
+        "sound" in audit.stdout and "checkpoint after 4 steps (is there, as it was saved): 4 updates" in audit.stdout
+    ), audit.stdout
     assert (
         "The experts" in (run / "report.html").read_text() and "no person judged" in (run / "report.html").read_text()
     )

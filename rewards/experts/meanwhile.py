@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from rollout.types import Rollout
 log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _LAST_ROUND_S = 60.0
+_TO_THE_CHAIN_S = 5.0  # most that a checkpoint waits for the audit chain
 _TIME_TO_UNDO_S = 20.0  # a rating may be taken back for so long, unless its rater has gone on
 _KEPT_WINDOWS = 8  # windows for which a reply stays before raters
 _COMPARED = 40  # newest replies drawn at random over which surrogate and raters are compared
@@ -148,9 +150,13 @@ class Asynchronous:
             self._news.append((step, by_whom(scored)))
 
     def saved(self, step: int, manifest: str) -> None:
-        """`Synchronous.saved`, by the courier."""
+        """`Synchronous.saved`, by the courier. Waits for it a moment, so that a run that is killed later has its chain whole up to
+        this checkpoint."""
         with self._lock:
             self._news.append((step, manifest))
+        until = time.monotonic() + _TO_THE_CHAIN_S
+        while self._news and self._courier is not None and time.monotonic() < until:
+            time.sleep(0.02)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """`Lessons.state_dict`."""
