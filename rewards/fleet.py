@@ -113,7 +113,7 @@ class RewardFleet:
         """Take up what `state_dict` returned."""
         self._mixture.load_state_dict({name: part for name, part in state.items() if name != _EXPERTS})
         if self._experts is not None:
-            self._experts.load_state_dict(state.get(_EXPERTS, []))
+            self._experts.load_state_dict(state.get(_EXPERTS, {}))
 
 
 class SurrogateActor:

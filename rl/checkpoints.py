@@ -82,7 +82,8 @@ class Checkpoints:
         guard: GuardSettings | None = None,
         saved: Callable[[int, str], None] = lambda step, manifest: None,
     ) -> None:
-        """`saved` is told the step (counted from 0) and the sha256 of the manifest of each checkpoint that was written."""
+        """`saved` is told the step (counted from 0) and the sha256 of the manifest of each checkpoint that was written, and of
+        the one that a run goes on from."""
         self._directory, self._every, self._keep, self._steps = directory, every, keep, steps
         self._guard, self._saved = guard, saved
         self._noted: list[Standing] = []
@@ -159,6 +160,7 @@ class Checkpoints:
             learner.restore(folder.resolve(), state["learner"])
             for name, part in parts.items():
                 part.load_state_dict(state[name])
+            self._saved(int(state["step"]) - 1, _sha256(folder / MANIFEST))  # a kill may have come before it was told
             self._prune()  # a kill right after the last save may have left the link at an older one
             return int(state["step"])
         if damaged:

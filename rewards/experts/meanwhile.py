@@ -158,15 +158,19 @@ class Asynchronous:
         while self._news and self._courier is not None and time.monotonic() < until:
             time.sleep(0.02)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """`Lessons.state_dict`."""
+    def state_dict(self) -> dict[str, Any]:
+        """`Lessons.state_dict`, and what the audit chain has not been told yet."""
         with self._lock:
-            return self._lessons.state_dict()
+            return {"rated": self._lessons.state_dict(), "news": [[step, what] for step, what in self._news]}
 
-    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """`Lessons.load_state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned; see `Lessons.load_state_dict`."""
         with self._lock:
-            self._lessons.load_state_dict(state)
+            self._lessons.load_state_dict(state.get("rated", []))
+            told = [
+                (step, what if isinstance(what, str) else (what[0], what[1])) for step, what in state.get("news", [])
+            ]
+            self._news = [*told, *self._news]
 
     def metrics(self) -> dict[str, float]:
         """`experts/waiting` replies before raters; `experts/bias`, surrogate less raters over the newest compared replies;

@@ -174,14 +174,14 @@ class Synchronous:
         """Write into the audit chain that the update of `step` used these replies' rewards."""
         self._client.event(*update_event(self._run, step, *by_whom(scored), self._items))
 
-    def state_dict(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> dict[str, Any]:
         """`Lessons.state_dict`; nothing without a surrogate."""
-        return self._lessons.state_dict() if self._lessons else []
+        return {"rated": self._lessons.state_dict() if self._lessons else []}
 
-    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """`Lessons.load_state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned; see `Lessons.load_state_dict`."""
         if self._lessons:
-            self._lessons.load_state_dict(state)
+            self._lessons.load_state_dict(state.get("rated", []))
 
     def saved(self, step: int, manifest: str) -> None:
         """Write into the audit chain that a checkpoint was saved after `step`; `manifest` is its sha256."""
