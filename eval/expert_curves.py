@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rewards.experts.session import FOLDER
+from rewards.experts.config import FOLDER
 from rewards.experts.simulated_quality import true_quality
 from rewards.experts.store import DATABASE
 from rollout.types import Speaker, Turn

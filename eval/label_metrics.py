@@ -11,7 +11,7 @@ from eval.instruments import Readings
 from eval.metric import Better, Need, metric
 from eval.pair import Pair
 from rewards.classifiers import EmotionClass
-from rewards.words import normalise
+from rewards.emotion import spelled
 from rollout.types import Rollout
 
 
@@ -51,12 +51,12 @@ def _written(readings: Readings, name: str, label: str, wanted: Callable[[Pair],
 
 def _emotion_majority(readings: Readings, name: str) -> Measured:
     """What `emotion_label` is for whoever always writes the emotion that is most frequent among these prompts."""
-    return _majority(readings, name, [_spelled(_emotion(pair)) for pair in readings.pairs])
+    return _majority(readings, name, [spelled(_emotion(pair)) for pair in readings.pairs])
 
 
 def _act_majority(readings: Readings, name: str) -> Measured:
     """What `act_label` is for whoever always writes the dialogue act that is most frequent among these prompts."""
-    return _majority(readings, name, [_spelled(_act(pair)) for pair in readings.pairs])
+    return _majority(readings, name, [spelled(_act(pair)) for pair in readings.pairs])
 
 
 def _emotion_head(readings: Readings, name: str) -> Measured:
@@ -86,12 +86,8 @@ def _majority(readings: Readings, name: str, labels: Sequence[str]) -> Measured:
 
 
 def same_label(written: str, wanted: str) -> bool:
-    """Whether two labels are one, whatever their case; a token has underscores for spaces."""
-    return _spelled(written) == _spelled(wanted)
-
-
-def _spelled(label: str) -> str:
-    return normalise(label.replace("_", " "))
+    """Whether two labels are one (`rewards.emotion.spelled`)."""
+    return spelled(written) == spelled(wanted)
 
 
 _SHARE = "share of replies"

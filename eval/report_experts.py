@@ -11,8 +11,8 @@ from eval.report_charts import number
 from eval.report_safety import NONE
 from eval.run_directory import Run
 from rewards.experts import ledger
+from rewards.experts.config import FOLDER
 from rewards.experts.overview import Overview
-from rewards.experts.session import FOLDER
 from rewards.experts.store import DATABASE
 
 _AGREEMENT = {

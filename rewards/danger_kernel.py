@@ -17,6 +17,11 @@ Real = NDArray[np.float64]
 COMPONENTS, PENALTY, GAMMA = 256, 3.0, 0.3
 
 
+def platt(margin_N: Real, slope: float, offset: float) -> Real:
+    """p(danger) of a margin, `[N]`: the logistic curve of `DangerKernel`."""
+    return 1 / (1 + np.exp(-(slope * margin_N + offset)))
+
+
 @dataclass(frozen=True)
 class DangerKernel:
     """A support vector classifier with Gaussian kernel on principal components, and Platt's probability (Platt 1999):
@@ -45,7 +50,7 @@ class DangerKernel:
 
     def probabilities(self, x_NF: Floats) -> Real:
         """p(danger | x), `[N]`."""
-        return 1 / (1 + np.exp(-(self.slope * self.margins(x_NF) + self.offset)))
+        return platt(self.margins(x_NF), self.slope, self.offset)
 
     def takes(self, features: int) -> bool:
         """Whether its parts fit one another, and texts of so many features."""
@@ -91,7 +96,7 @@ def fit_kernel(x_NF: Floats, danger_N: NDArray[np.bool_], seed: int) -> DangerKe
     )
 
 
-def platt(margin_N: Real, danger_N: NDArray[np.bool_]) -> tuple[float, float]:
+def fit_platt(margin_N: Real, danger_N: NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of the most likely logistic curve through margins of texts that the machine had not seen."""
     from sklearn.linear_model import LogisticRegression
 

@@ -120,11 +120,12 @@ class EmotionLabel:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score `rollouts`, in each of which the client's emotion is annotated."""
-        return [Score(float(_same(r.labels.get("emotion", ""), r.prompt.emotion))) for r in rollouts]
+        return [Score(float(spelled(r.labels.get("emotion", "")) == spelled(r.prompt.emotion))) for r in rollouts]
 
 
-def _same(label: str, other: str) -> bool:
-    return normalise(label.replace("_", " ")) == normalise(other.replace("_", " "))  # a token has no spaces
+def spelled(label: str) -> str:
+    """A label as labels are compared: whatever its case; a token has underscores for spaces."""
+    return normalise(label.replace("_", " "))
 
 
 def _grade(reply: str, emotions: frozenset[str]) -> float:

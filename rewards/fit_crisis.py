@@ -20,7 +20,7 @@ from rewards.crisis import Tier, crisis_tier, gravest
 from rewards.crisis_head import DANGER, Thresholds, gravest_spoken, joined, spoken, tiers_of
 from rewards.crisis_measures import Row, belief, danger_tables, dangerous, heard, hearing, in_context
 from rewards.danger import IN_DANGER
-from rewards.danger_kernel import fit_kernel, platt
+from rewards.danger_kernel import fit_kernel, fit_platt, platt
 from rewards.encoder import SentenceEncoder
 from rewards.fit import base_card
 from rewards.fit_config import FitConfig
@@ -114,13 +114,13 @@ def fit_crisis(data: Path | None, config: FitConfig, say: Say) -> dict[str, byte
     y_N = _numbers(train)
     unseen = _unseen(talk, features, y_N, config.seed, say)
     margin_N = np.array([margin_S.max() for margin_S in unseen.margins])
-    slope, offset = platt(margin_N, talk.danger_N)
+    slope, offset = fit_platt(margin_N, talk.danger_N)
     warmth = temperature(unseen.whole_NC, y_N)
     lessons, labels = talk.lessons(range(len(talk.texts)))
     kernel = replace(fit_kernel(features.of(lessons), labels, config.seed), slope=slope, offset=offset)
     final = fit(features.of([text for text, _, _ in train]), y_N, unseen.strength)
 
-    unseen_N = _probability(margin_N, slope, offset)
+    unseen_N = platt(margin_N, slope, offset)
     alarm = _alarm(unseen_N[talk.danger_N])
     thresholds = Thresholds(alarm, max(alarm, _sure(unseen_N[len(train) :])))
     sure = Thresholds(thresholds.sure, thresholds.sure)
@@ -134,7 +134,7 @@ def fit_crisis(data: Path | None, config: FitConfig, say: Say) -> dict[str, byte
 
     def unseen_tiers(at: Thresholds) -> list[Tier]:
         parts = zip(unseen.margins, unseen.parts, strict=False)  # margins of ordinary talk come after
-        shares = (joined(_probability(m_S, slope, offset), softmax(q_SC / warmth), TIERS) for m_S, q_SC in parts)
+        shares = (joined(platt(m_S, slope, offset), softmax(q_SC / warmth), TIERS) for m_S, q_SC in parts)
         return [gravest(tiers_of(share_SC, TIERS, at)) for share_SC in shares]
 
     layer_NC, joined_NC = softmax(final.logits(features.of(held_texts))), joined_of(held_texts)
@@ -248,10 +248,6 @@ def _unseen(talk: _Talk, features: Features, y_N: NDArray[np.int64], seed: int, 
     best = min(STRENGTHS, key=lambda strength: (round(nll(whole[strength], y_N), 4), strength))
     say(f"  strength {best:g}")
     return _Unseen(margins, whole[best], parts[best], best)
-
-
-def _probability(margin_N: Real, slope: float, offset: float) -> Real:
-    return 1 / (1 + np.exp(-(slope * margin_N + offset)))
 
 
 def _alarm(dangerous_N: Real) -> float:

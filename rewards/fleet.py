@@ -10,22 +10,15 @@ import ray
 
 from cluster.placement import Placement
 from cluster.pool import Pool
-from rewards.config import EncoderConfig, RewardsConfig
-from rewards.experts.late import LateScores, with_opinion
-from rewards.experts.meanwhile import Asynchronous
-from rewards.experts.opinions import Synchronous
-from rewards.experts.surrogate import Guess, Surrogate, Trial
+from rewards.config import RewardsConfig
+from rewards.experts.interface import Experts, with_opinion
 from rewards.mixture import Mixture
-from rewards.panel import Measurement, Panel
-from rewards.preference_features import Answer
-from rewards.rated_replies import RatedReply
+from rewards.panel import EXPERTS, Measurement, Panel
 from rewards.types import Score, ScoredRollout
 from rollout.fleet import deal
 from rollout.types import Rollout
 
 FLEET = "reward actor"
-_EXPERTS = "experts"  # their part of the state
-Experts = Synchronous | Asynchronous
 
 
 class RewardFleet:
@@ -42,7 +35,6 @@ class RewardFleet:
         environment: Mapping[str, str],
         restarts: int = 3,
         experts: Experts | None = None,
-        seed: int = 0,
     ) -> None:
         def spawn(index: int) -> Any:
             options = {**placement.options(FLEET, index), "runtime_env": {"env_vars": dict(environment)}}
@@ -50,7 +42,6 @@ class RewardFleet:
 
         self._mixture = Mixture(config)
         self._experts = experts
-        self._late = LateScores(window=config.experts.window, share=config.experts.late_share, seed=seed)
         self._pool = Pool(FLEET, config.actors, spawn, restarts=restarts)
 
     @property
@@ -67,22 +58,17 @@ class RewardFleet:
         measured = self._measure(rollouts)
         if self._experts is not None:
             opinions = self._experts.judge(rollouts, [measurement.tier for measurement in measured])
-            if isinstance(self._experts, Asynchronous):
-                self._late.keep(rollouts, measured, self._experts.asked())
+            self._experts.keep(rollouts, measured)
             measured = [with_opinion(m, opinion) for m, opinion in zip(measured, opinions, strict=True)]
         return self._mixture.combine(measured)
 
     def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
-        """The step's batch once the raters' scores of earlier replies are in it; see `LateScores`."""
-        if not isinstance(self._experts, Asynchronous):
-            return list(scored)
-        return self._late.exchange(scored, self._experts.arrived(), self._mixture.combine)
+        """The step's batch once the experts' scores of earlier replies are in it."""
+        return list(scored) if self._experts is None else self._experts.revise(scored, self._mixture.combine)
 
     def metrics(self) -> dict[str, float]:
         """`experts/*`."""
-        if not isinstance(self._experts, Asynchronous):
-            return {}
-        return {**self._experts.metrics(), **self._late.metrics()}
+        return {} if self._experts is None else self._experts.metrics()
 
     def _measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
         groups = [list(indices) for _, indices in groupby(range(len(rollouts)), lambda i: rollouts[i].prompt.id)]
@@ -106,29 +92,11 @@ class RewardFleet:
 
     def state_dict(self) -> dict[str, Any]:
         """The mixture's running statistics, and what the surrogate of experts has learned from."""
-        experts = {} if self._experts is None else {_EXPERTS: self._experts.state_dict()}
+        experts = {} if self._experts is None else {EXPERTS: self._experts.state_dict()}
         return {**self._mixture.state_dict(), **experts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned."""
-        self._mixture.load_state_dict({name: part for name, part in state.items() if name != _EXPERTS})
+        self._mixture.load_state_dict({name: part for name, part in state.items() if name != EXPERTS})
         if self._experts is not None:
-            self._experts.load_state_dict(state.get(_EXPERTS, {}))
-
-
-class SurrogateActor:
-    """A `Surrogate` in a process of its own, so that fitting it takes no time from the loop."""
-
-    def __init__(self, encoder: EncoderConfig, *, members: int, seed: int, environment: Mapping[str, str]) -> None:
-        make = ray.remote(Surrogate).options(
-            num_cpus=0, max_concurrency=2, runtime_env={"env_vars": dict(environment)}
-        )  # it guesses while it fits
-        self._actor: Any = make.remote(encoder, members=members, seed=seed)
-
-    def guess(self, answers: Sequence[Answer]) -> list[Guess]:
-        """`Surrogate.guess`."""
-        return ray.get(self._actor.guess.remote(answers))
-
-    def learn(self, rated: Sequence[RatedReply]) -> Trial | None:
-        """`Surrogate.learn`."""
-        return ray.get(self._actor.learn.remote(rated))
+            self._experts.load_state_dict(state.get(EXPERTS, {}))

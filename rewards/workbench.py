@@ -27,12 +27,13 @@ class Workbench:
         """The one reading of how much danger a prompt's client is in."""
         if not self.config.crisis.classifier:
             return DangerReader()
-        from rewards.crisis_head import CrisisHead  # loads scikit-learn
+        from rewards.crisis_head import CrisisHead
 
         return DangerReader(CrisisHead(self.encoder, sure_only=self._sure_only))
 
     def clear(self) -> None:
         """Drop what was remembered of a call's texts: the next call is judged by itself."""
-        self.danger.forget()
+        if "danger" in self.__dict__:  # not built for this
+            self.danger.forget()
         if "encoder" in self.__dict__:
             self.encoder.forget()

@@ -78,9 +78,9 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         rollout = item.rollout
         start, stop = len(rollout.prompt.token_ids) - 1, len(sequence) - 1
         tokens_BS[row, : len(sequence)] = torch.tensor(sequence)
-        mask_BT[row, start:stop] = not item.score.dropped
         if item.score.dropped:
             continue
+        mask_BT[row, start:stop] = True
         logprobs_BT[row, start:stop] = torch.tensor(rollout.sampled_logprobs)
         for span in rollout.versions:
             versions_BT[row, start + span.start : start + span.stop] = span.version

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.experts import audit, ledger
-from rewards.experts.session import ADMIN_LINK, FOLDER, write_admin_link
+from rewards.experts.config import FOLDER
+from rewards.experts.session import ADMIN_LINK, write_admin_link
 from rewards.experts.store import DATABASE, Store
 from rewards.experts.types import Kind
 from rl.checkpoints import MANIFEST

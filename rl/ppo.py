@@ -13,11 +13,9 @@ import ray
 from cluster.placement import NO_DEVICES, Claim, Placement, connect, has_gpus, require_room
 from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracker
 from eval.run_directory import RunState
-from rewards.experts.meanwhile import Asynchronous
-from rewards.experts.opinions import Synchronous
-from rewards.experts.session import rating_session
+from rewards.experts.interface import Experts
 from rewards.fleet import FLEET as REWARDS
-from rewards.fleet import Experts, RewardFleet, SurrogateActor
+from rewards.fleet import RewardFleet
 from rewards.guard_file import guard_settings
 from rewards.panel import EXPERTS
 from rewards.types import ScoredRollout
@@ -95,9 +93,7 @@ class Job:
         self.engine = RolloutFleet(
             engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
         )
-        self.reward = RewardFleet(
-            recipe.rewards, placement, environment=reward_environment(recipe), experts=experts, seed=recipe.seed
-        )
+        self.reward = RewardFleet(recipe.rewards, placement, environment=reward_environment(recipe), experts=experts)
         limit = recipe.prompts.max_context_tokens
         corpus_prompts = build_prompts(
             corpus.train, chat, max_tokens=limit, min_reference_words=recipe.prompts.min_reference_words
@@ -168,6 +164,10 @@ def expert_opinions(recipe: PpoRecipe, directory: Path) -> Iterator[Experts | No
     if EXPERTS not in recipe.rewards.measured:
         yield None
         return
+    from rewards.experts.meanwhile import Asynchronous  # these load the service
+    from rewards.experts.opinions import Synchronous
+    from rewards.experts.session import rating_session
+    from rewards.experts.surrogate_actor import SurrogateActor
 
     def say(line: str) -> None:
         print(f"experts: {line}", flush=True)

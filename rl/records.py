@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,7 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.folders import FolderInUse, held
 from cluster.settings import SettingsError, flat, to_json
 from cluster.tracking import (
     JsonlTracker,
@@ -60,26 +60,16 @@ def locked(directory: Path, what: str) -> Iterator[None]:
 
     Raises RunInUse when another process works there, and ValueError when it cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        opened = (directory / LOCK).open("a+")
-    except OSError as error:
-        raise ValueError(
-            f"{what} {directory} must be a folder to write in, is none ({error.strerror}: {error.filename}); "
-            "choose another --runs"
-        ) from error
-    with opened as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RunInUse(
-                f"{what} {directory} is in use by {lock.read().strip() or 'another process'}; wait for it, or "
-                "choose another --name"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
+            stack.enter_context(held(directory, LOCK))
+        except FolderInUse as error:
+            raise RunInUse(f"{what} {directory} is in use by {error}; wait for it, or choose another --name") from None
+        except OSError as error:
+            raise ValueError(
+                f"{what} {directory} must be a folder to write in, is none ({error.strerror}: {error.filename}); "
+                "choose another --runs"
+            ) from error
         yield
 
 

@@ -15,9 +15,10 @@ from torch import isfinite
 
 from rewards.config import EncoderConfig
 from rewards.experts.client import ExpertReward
-from rewards.experts.late import LateScores, with_opinion
+from rewards.experts.interface import Opinion, with_opinion
+from rewards.experts.late import LateScores
 from rewards.experts.meanwhile import Asynchronous, alarm
-from rewards.experts.opinions import Opinion, Synchronous, item_of, key_of
+from rewards.experts.opinions import Synchronous, item_of, key_of
 from rewards.experts.selection import choose
 from rewards.experts.session import rating_session
 from rewards.experts.surrogate import UNKNOWN, Guess, Surrogate

@@ -18,7 +18,7 @@ from rewards.crisis import Tier, crisis_tier, gravest
 from rewards.crisis_head import DANGER, CrisisHead, Thresholds, joined, spoken, tiers_of
 from rewards.crisis_measures import belief, in_context
 from rewards.danger import IN_CRISIS, IN_DANGER, DangerReader
-from rewards.danger_kernel import DangerKernel, fit_kernel, platt
+from rewards.danger_kernel import DangerKernel, fit_kernel, fit_platt
 from rewards.encoder import SentenceEncoder
 from rewards.fit import run
 from rewards.fit_config import FitConfig
@@ -382,7 +382,7 @@ def test_the_danger_kernel_is_scikit_learns_machine(tmp_path: Path) -> None:
     )
     margin_N = theirs.fit(x_NF, danger_N).decision_function(x_NF)
     assert np.abs(kernel.margins(x_NF) - margin_N).max() < 0.02 < np.ptp(margin_N)
-    slope, offset = platt(margin_N, danger_N)
+    slope, offset = fit_platt(margin_N, danger_N)
     kernel = replace(kernel, slope=slope, offset=offset)
     (tmp_path / "danger").write_bytes(kernel.to_bytes())
     danger = kernel.probabilities(x_NF)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+FOLDER = "experts"  # of a run directory: where its service keeps what it knows
 Aggregation = Literal["random_effects", "standardised", "mean"]
 
 

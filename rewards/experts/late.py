@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.experts.opinions import Opinion, key_of, step_of
-from rewards.panel import EXPERTS, Measurement
-from rewards.types import Score, ScoredRollout
+from rewards.experts.interface import Combine, Opinion, with_opinion
+from rewards.experts.opinions import key_of, step_of
+from rewards.panel import Measurement
+from rewards.types import ScoredRollout
 from rollout.types import Rollout
-
-
-def with_opinion(measurement: Measurement, opinion: Opinion) -> Measurement:
-    """What was measured, and what the experts say."""
-    notes = {**measurement.notes, **{f"{EXPERTS}/{name}": number for name, number in opinion.notes.items()}}
-    flags = tuple(dict.fromkeys([*measurement.flags, *opinion.flags]))
-    if opinion.value is None:
-        return replace(measurement, flags=flags, notes=notes, dropped=True)
-    return replace(measurement, parts={**measurement.parts, EXPERTS: opinion.value}, flags=flags, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class LateScores:
         self,
         scored: Sequence[ScoredRollout],
         arrived: Mapping[str, Opinion],
-        combine: Callable[[Sequence[Measurement]], list[Score]],
+        combine: Combine,
     ) -> list[ScoredRollout]:
         """The step's batch: fresh replies, some of them displaced by late ones. The late come last."""
         now = step_of(scored[0].rollout)

@@ -14,10 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from rewards.experts.client import RunClient
+from rewards.experts.interface import Combine, Opinion
+from rewards.experts.late import LateScores
 from rewards.experts.opinions import (
     Guesses,
     Lessons,
-    Opinion,
     Say,
     answer_of,
     by_whom,
@@ -32,6 +33,7 @@ from rewards.experts.opinions import (
 from rewards.experts.selection import choose
 from rewards.experts.surrogate import Guess
 from rewards.experts.types import Item, Kind
+from rewards.panel import Measurement
 from rewards.preference_features import Answer
 from rewards.term_config import ExpertsConfig
 from rewards.types import RewardError, ScoredRollout
@@ -72,6 +74,7 @@ class Asynchronous:
         self._config, self._run, self._client, self._surrogate = config, run, client, surrogate
         self._seed, self._say = seed, say
         self._lessons = Lessons(surrogate, config.refit_every)
+        self._late = LateScores(window=config.window, share=config.late_share, seed=seed)
         self._lock = threading.Lock()
         self._outbox: list[tuple[Item, _Pending]] = []
         # updates (keys of replies that were paid raters' scores, and guesses) and checkpoints for the chain, in their order
@@ -144,6 +147,14 @@ class Asynchronous:
             arrived, self._arrived = self._arrived, {}
         return arrived
 
+    def keep(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> None:
+        """Remember those that raters have before them; see `LateScores`."""
+        self._late.keep(rollouts, measured, self.asked())
+
+    def revise(self, scored: Sequence[ScoredRollout], combine: Combine) -> list[ScoredRollout]:
+        """The step's batch once the raters' scores of earlier replies are in it; see `LateScores`."""
+        return self._late.exchange(scored, self.arrived(), combine)
+
     def used(self, step: int, scored: Sequence[ScoredRollout]) -> None:
         """`Synchronous.used`, by the courier."""
         with self._lock:
@@ -174,12 +185,18 @@ class Asynchronous:
 
     def metrics(self) -> dict[str, float]:
         """`experts/waiting` replies before raters; `experts/bias`, surrogate less raters over the newest compared replies;
-        `experts/alarm`, 1 where it is too large; `experts/fits` and `experts/promoted` so far."""
+        `experts/alarm`, 1 where it is too large; `experts/fits` and `experts/promoted` so far; and `LateScores.metrics`."""
         with self._lock:
             bias = {"experts/bias": float(np.mean(self._gaps))} if self._gaps else {}
             waiting = float(len(self._pending) + len(self._outbox))
             counts = {f"experts/{name}": float(count) for name, count in self._fits.items()}
-            return {"experts/waiting": waiting, "experts/alarm": float(self._alarmed), **bias, **counts}
+            return {
+                "experts/waiting": waiting,
+                "experts/alarm": float(self._alarmed),
+                **bias,
+                **counts,
+                **self._late.metrics(),
+            }
 
     def round(self) -> None:
         """One way of the courier: out with the items, back with the ratings, and what follows from them."""

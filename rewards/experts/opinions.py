@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewards.experts.client import ExpertReward, RunClient
+from rewards.experts.interface import Combine, Opinion
 from rewards.experts.surrogate import Guess, Trial
 from rewards.experts.types import Item, Kind
-from rewards.panel import EXPERTS
+from rewards.panel import EXPERTS, Measurement
 from rewards.preference_features import Answer
 from rewards.rated_replies import RatedReply
 from rewards.term_config import ExpertsConfig
@@ -28,16 +28,6 @@ _STUCK = {  # what nobody can rate as things are, and what helps
     "rated_by_all": "were judged by every rater and want more: invite raters, or lower rewards.experts.ratings",
 }
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """The value of the term `experts` for one reply, its red flags and what stands beside it; no value where nobody judged
-    the reply in time."""
-
-    value: float | None
-    flags: tuple[str, ...] = ()
-    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 class Guesses(Protocol):
@@ -169,6 +159,17 @@ class Synchronous:
         if self._lessons and (trial := self._lessons.learn()):
             self._client.event(Kind.SURROGATE, {"run": self._run, "step": step_of(rollouts[0]), **trial})
         return opinions
+
+    def keep(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> None:
+        """Nothing: every reply was judged."""
+
+    def revise(self, scored: Sequence[ScoredRollout], combine: Combine) -> list[ScoredRollout]:
+        """The batch as it is: no score comes late."""
+        return list(scored)
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
 
     def used(self, step: int, scored: Sequence[ScoredRollout]) -> None:
         """Write into the audit chain that the update of `step` used these replies' rewards."""

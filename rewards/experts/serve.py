@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -16,12 +15,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from cluster.folders import FolderInUse, held, write_private
 from rewards.experts.access import Role
 from rewards.experts.config import ServiceConfig
 from rewards.experts.reward_rules import RULES
@@ -37,25 +37,17 @@ Started = Callable[[Store, str], None]
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """The folder, for this process. Raises ValueError where another service has it, or it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+")
-    except OSError as error:
-        raise ValueError(
-            f"the rating service's folder {folder} must be one to write in, is none ({error.strerror}): choose another"
-        ) from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+            stack.enter_context(held(folder, _LOCK))
+        except FolderInUse as error:
             raise ValueError(
-                f"the rating service's folder {folder} must be free, is in use by {lock.read().strip() or 'a service'}: "
-                "stop that one, or choose another folder"
+                f"the rating service's folder {folder} must be free, is in use by {error}: stop that one, or choose another folder"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        except OSError as error:
+            raise ValueError(
+                f"the rating service's folder {folder} must be one to write in, is none ({error.strerror}): choose another"
+            ) from error
         yield
 
 
@@ -125,11 +117,8 @@ def _tell(folder: Path, store: Store, known: dict[str, object], url: str, port: 
     token = known.get("token")
     if not isinstance(token, str) or not store.has(Role.RUN):
         token = store.issue(Role.RUN)
-    aside = folder / f"{SERVICE}.new"
-    aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"url": url, "port": port, "token": token, "process": os.getpid()}, file)
-    aside.replace(folder / SERVICE)
+    told = {"url": url, "port": port, "token": token, "process": os.getpid()}
+    write_private(folder / SERVICE, json.dumps(told))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import httpx
 
+from cluster.folders import write_private
 from rewards.experts.client import RunClient
+from rewards.experts.config import FOLDER
 from rewards.experts.opinions import Say
 from rewards.experts.panel import Panel
 from rewards.experts.serve import Server, alone
 from rewards.experts.simulated_raters import careful
 from rewards.term_config import ExpertsConfig
 
-FOLDER = "experts"  # of a run directory
 ADMIN_LINK = "admin-link"  # of the folder: it lets in whoever has it, and is in no log
 
 
@@ -60,10 +61,7 @@ def rating_session(config: ExpertsConfig, run_directory: Path, seed: int, say: S
 
 def write_admin_link(folder: Path, link: str) -> None:
     """Keep the link for whoever may read the folder's files, and nobody else."""
-    file = folder / ADMIN_LINK
-    file.unlink(missing_ok=True)
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(link + "\n")
+    write_private(folder / ADMIN_LINK, link + "\n")
 
 
 def _in_use(folder: Path) -> bool:

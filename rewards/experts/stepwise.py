@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 
 from rewards.experts.aggregation import Estimate
 from rewards.experts.rating_rows import Floats, Panel, Row
-from rewards.experts.variance_components import PRIOR, Moments, Prior, Variances
-
-_WIDEST = math.log(1e6)  # of a variance over the noise's, either way
-_LEAST_NOISE = 1e-12
+from rewards.experts.variance_components import LEAST_NOISE, PRIOR, WIDEST, Moments, Prior, Variances
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class _Solved:
         reach_R = self.left_JJ[:-1, -1]
         misfit = float(self.left_JJ[-1, -1] - self.ratio * reach_R @ self.inverse_RR @ reach_R)
         misfit += prior.ratings * prior.std**2 / self.total
-        return max(misfit / self.freedom(moments, prior), _LEAST_NOISE)
+        return max(misfit / self.freedom(moments, prior), LEAST_NOISE)
 
 
 def _ratios(moments: Moments, sums: _Sums, prior: Prior) -> tuple[float, float]:
@@ -140,7 +137,7 @@ def _ratios(moments: Moments, sums: _Sums, prior: Prior) -> tuple[float, float]:
             - 2 * prior.shares * (float(logs.sum()) - 3 * math.log(solved.total))
         )
 
-    bounds = [(-_WIDEST, _WIDEST)] * 2
+    bounds = [(-WIDEST, WIDEST)] * 2
     best = minimize(criterion, np.zeros(2), method="L-BFGS-B", jac="3-point", bounds=bounds, options={"ftol": 1e-12})
     gamma, ratio = map(float, np.exp(best.x))
     return gamma, ratio

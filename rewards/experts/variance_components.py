@@ -13,8 +13,8 @@ import numpy as np
 
 from rewards.experts.rating_rows import Floats, Panel
 
-_LEAST_NOISE = 1e-12
-_WIDEST = math.log(1e6)  # of a variance over the noise's, either way: a share of a millionth is as good as none
+LEAST_NOISE = 1e-12
+WIDEST = math.log(1e6)  # of a variance over the noise's, either way: a share of a millionth is as good as none
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def fitted(moments: Moments, prior: Prior = PRIOR, start: Variances | None = Non
     """
     from scipy.optimize import minimize
 
-    bounds = [(-_WIDEST, _WIDEST)] * 2
+    bounds = [(-WIDEST, WIDEST)] * 2
     # not from the edges, where the criterion is so flat in the logarithms that nothing would move
     first = np.ones(2) if start is None else np.clip(np.array([start.item, start.rater]) / start.noise, 0.01, 100)
     options = {"ftol": 1e-13, "gtol": 1e-7}
@@ -141,7 +141,7 @@ def fitted(moments: Moments, prior: Prior = PRIOR, start: Variances | None = Non
 
 def _noise(moments: Moments, prior: Prior, gamma: float, ratio: float, solved: Solved) -> float:
     misfit = float(solved.rest_J @ solved.left_JJ @ solved.rest_J) + prior.ratings * prior.std**2 / (1 + gamma + ratio)
-    return max(misfit / max(moments.ratings - 1 + prior.ratings, 1.0), _LEAST_NOISE)
+    return max(misfit / max(moments.ratings - 1 + prior.ratings, 1.0), LEAST_NOISE)
 
 
 def criterion(logs: Floats, moments: Moments, prior: Prior) -> tuple[float, Floats]:
