@@ -21,7 +21,7 @@ types: $(VENV)/.installed
 
 # two processes, a file each: most of a slow test is one process waiting for another to start
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # torch comes first and with its dependencies; the rest of the lock is complete, so nothing is resolved
 $(VENV)/.installed: $(LOCK) pyproject.toml
