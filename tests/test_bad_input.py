@@ -433,7 +433,8 @@ ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False,
 rl.ppo.run = score
 for term in ("inquiry", "length", "repetition"):
     knobs = {**dict.fromkeys(("similarity", "emotion", "inquiry", "length", "repetition"), 0), term: 1}
-    words = [f"--rewards.{name}.weight={weight}" for name, weight in knobs.items()] + ["--rewards.crisis.cap=False"]
+    words = [f"--rewards.{name}.weight={weight}" for name, weight in knobs.items()]
+    words += ["--rewards.crisis.cap=False", "--rewards.crisis.classifier=False"]
     print("exit code", main(["ppo", "local", f"--runs={sys.argv[1]}", f"--name={term}", *words]))
 """
 

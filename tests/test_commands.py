@@ -28,7 +28,7 @@ KNOBS = shlex.split("""
     --prompts.per_step 4 --prompts.max_context_tokens 96 --sampling.n 2 --sampling.max_tokens 16 --rollout.max_model_len 128
     --rollout.kv_cache_gb 0.03125 --learner.micro_batch 4 --checkpoint.every 3 --checkpoint.keep 9 --ppo.policy_lr 3e-3
     --ppo.lr_warmup 8 --ppo.lr_final 0.1 --ppo.kl_target 0.05 --ppo.kl_horizon 100 --rewards.normalise True --steps 6
-    --rewards.similarity.weight 0
+    --rewards.similarity.weight 0 --rewards.crisis.classifier False
 """)
 
 

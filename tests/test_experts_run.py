@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 KNOBS = shlex.split("""
     --steps 4 --sampling.n 8 --sampling.max_tokens 16 --prompts.max_context_tokens 96 --rollout.max_model_len 128
     --rollout.kv_cache_gb 0.03125 --learner.micro_batch 4 --checkpoint.every 2 --rewards.experts.mode asynchronous
-    --rewards.experts.share 0.5 --rewards.experts.refit_every 4 --rewards.experts.simulated 2
+    --rewards.experts.share 0.5 --rewards.experts.refit_every 4 --rewards.experts.simulated 2 --rewards.crisis.classifier False
 """)
 
 

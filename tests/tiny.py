@@ -44,6 +44,7 @@ def quick_recipe(model: Path, runs: Path, **knobs: Any) -> PpoRecipe:
         "rollout.max_model_len": 128,
         "rollout.kv_cache_gb": 0.03125,
         "rewards.similarity.weight": 0.0,
+        "rewards.crisis.classifier": False,  # or every reward actor would load a sentence encoder
         "learner.micro_batch": 4,
         "checkpoint.every": 1,
         "tracking.tensorboard": False,
