@@ -31,9 +31,11 @@ def load(
     recipe: str | Path | None = None,
     *,
     sample: Mapping[str, Any] | None = None,
+    origin: str = "the search's sample",
     argv: Sequence[str] = (),
 ) -> T:
-    """Parse `kind` from a recipe file, a flat sample of dotted names (a Tune trial's) and command-line tokens.
+    """Parse `kind` from a recipe file, a sample of dotted names or tables (a Tune trial's, or what `origin` names) and
+    command-line tokens.
 
     Raises SettingsError, naming the first source and knob that is wrong.
     """
@@ -41,8 +43,8 @@ def load(
     if recipe is not None:
         tokens += [(name, values, str(recipe)) for name, values in _flatten(read_recipe(recipe))]
     for name, value in (sample or {}).items():
-        tokens += [(dotted, values, "the search's sample") for dotted, values in _flatten({name: value})]
-    tokens += [(name, values, "the command line") for name, values in _split(argv)]
+        tokens += [(dotted, values, origin) for dotted, values in _flatten({name: value})]
+    tokens += [(name, values, "the command line") for name, values in overrides(argv)]
     known = dict(knobs(kind))
     for name, _, source in tokens:
         if name not in known:
@@ -121,7 +123,8 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _split(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def overrides(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The dotted names of a command line and the words after each."""
     name, values = "", list[str]()
     for token in argv:
         if token.startswith("--"):

@@ -13,6 +13,8 @@ from eval.pair import Pair
 from rewards.config import RewardsConfig
 from rewards.crisis_reply import CrisisReply
 from rewards.encoder import encoder_source
+from rewards.judge import Judge
+from rewards.preference import Preference
 from rewards.safety import SafetyGate
 from rewards.types import Score
 from rewards.wordnet import open_wordnet
@@ -160,6 +162,17 @@ class Readings:
     def gate(self) -> list[Score]:
         """The safety gate's flags of the reply, and the tier of its prompt."""
         return SafetyGate(self.instruments.bench).score([pair.rollout for pair in self.pairs])
+
+    @cached_property
+    def preference(self) -> list[Score]:
+        """The preference model's value of each reply: mean less beta times std, and both as notes."""
+        return Preference(self.instruments.bench).score([pair.rollout for pair in self.pairs])
+
+    @cached_property
+    def judge(self) -> list[Score]:
+        """The judge's values, by criterion. What it answered is cached where `rewards.judge.cache` says. Raises RewardError when it
+        gives no readable answer after all attempts: no figure is made up."""
+        return Judge(self.instruments.config.rewards.judge).score([pair.rollout for pair in self.pairs])
 
     @cached_property
     def crisis_reply(self) -> list[float]:

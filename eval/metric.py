@@ -34,6 +34,8 @@ class Need(enum.StrEnum):
     LOGPROBS = "log-probs, finite and at most 0"
     OTHERS = "two replies at least"
     WORDNET = "a WordNet folder"
+    PREFERENCE = "a preference model"
+    JUDGE = "a judge"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Metric:
     better: Better
     unit: str
     read: Callable[[Readings, str], Measured]
+
+    def check_settings(self, instruments: Instruments) -> None:
+        """Raise ValueError when a setting that the metric needs is not made: before anything was generated."""
+        for need in sorted(self.needs & _SETTINGS):
+            if complaint := _complaint(need, [], instruments):
+                raise ValueError(f"metric {self.name} needs {need.value}, {complaint}")
 
     def check(self, pairs: list[Pair], instruments: Instruments) -> None:
         """Raise ValueError when something that the metric needs is not there."""
@@ -67,6 +75,13 @@ def _complaint(need: Need, pairs: list[Pair], instruments: Instruments) -> str:
     if need is Need.WORDNET:
         folder = instruments.config.rewards.meteor.wordnet
         return "" if folder else "rewards.meteor.wordnet is '': name a folder, or ask for meteor_nosyn"
+    if need is Need.PREFERENCE:
+        folder = instruments.config.rewards.preference.model
+        return "" if folder else "rewards.preference.model is '': fit one (attune fit preference), or drop the metric"
+    if need is Need.JUDGE:
+        judge = instruments.config.rewards.judge
+        there = judge.url and judge.model
+        return "" if there else "rewards.judge.url or .model is '': name an endpoint, or drop the metric"
     if need is Need.OTHERS:
         return "" if len(pairs) > 1 else f"got {len(pairs)}: generate more, or drop the metric"
     if need in _WRITTEN:  # a reply without its label is wrong; a model that never writes one does not take part
@@ -91,6 +106,7 @@ def _short(logprobs: tuple[float, ...]) -> str:
 
 
 _WRITTEN = {Need.WRITTEN_EMOTION: "emotion", Need.WRITTEN_ACT: "dialogue_act"}
+_SETTINGS = frozenset({Need.WORDNET, Need.PREFERENCE, Need.JUDGE})
 _HAS: dict[Need, Callable[[Pair], bool]] = {
     Need.REFERENCE: lambda pair: bool(pair.reference.strip()),
     Need.EMOTION: lambda pair: bool(pair.emotion.strip()),

@@ -19,7 +19,9 @@ from eval.instruments import Instruments, MetricsConfig, Readings
 from eval.label_metrics import LABEL_METRICS
 from eval.metric import Better, Metric, Need
 from eval.pair import Pair, Unit, pair_up, unit_ids
+from eval.quality_metrics import QUALITY_METRICS
 from eval.reference_metrics import REFERENCE_METRICS
+from rewards.types import Score
 
 __all__ = [
     "METRICS",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 METRICS: Mapping[str, Metric] = {
-    metric.name: metric for metric in (*REFERENCE_METRICS, *LABEL_METRICS, *CONDUCT_METRICS)
+    metric.name: metric for metric in (*REFERENCE_METRICS, *LABEL_METRICS, *QUALITY_METRICS, *CONDUCT_METRICS)
 }
 
 
@@ -62,13 +64,27 @@ def measure(
     loaded once. What is missing is found before anything is computed. Raises ValueError when there are no pairs, a name is
     unknown, or a pair lacks what a metric needs; an empty reply is no error, its value is in the metric's text.
     """
-    metrics, pairs, instruments = chosen(names), list(pairs), instruments or Instruments()
+    return _read(names, pairs, instruments or Instruments(), by, gate=False)[0]
+
+
+def read(
+    names: Iterable[str], pairs: Sequence[Pair], instruments: Instruments, *, by: Unit = "prompt"
+) -> tuple[dict[str, Measured], list[Score]]:
+    """What `measure` returns, and what the safety gate says of each reply: its flags and its prompt's tier."""
+    return _read(names, pairs, instruments, by, gate=True)
+
+
+def _read(
+    names: Iterable[str], pairs: Sequence[Pair], instruments: Instruments, by: Unit, *, gate: bool
+) -> tuple[dict[str, Measured], list[Score]]:
+    metrics, pairs = chosen(names), list(pairs)
     if not pairs:
         raise ValueError("pairs must hold at least one, is an empty list: generate some replies first")
     for metric in metrics:
         metric.check(pairs, instruments)
     readings = Readings(pairs, unit_ids(pairs, by), instruments, {metric.name for metric in metrics})
     try:
-        return {metric.name: metric.read(readings, metric.name) for metric in metrics}
+        figures = {metric.name: metric.read(readings, metric.name) for metric in metrics}
+        return figures, readings.gate if gate else []
     finally:
         instruments.forget()

@@ -16,6 +16,7 @@ import jinja2
 from eval.report_charts import number
 from eval.report_experts import experts_part
 from eval.report_figures import part_figures, reward_figure, training_figures, warmup_figures
+from eval.report_heldout import held_out_part, warnings
 from eval.report_replies import extreme_replies, progressions
 from eval.report_safety import safety_by_tier
 from eval.report_sft import supervised_page
@@ -79,10 +80,12 @@ def ppo_page(run: Run) -> dict[str, Any]:
     parts = [value for reply in shown for value in reply.parts.values() if math.isfinite(value)]
     return {
         "summary": summary(run, change),
+        "warnings": warnings(run),
         "caution": caution(run, keys),
         "tiles": key_numbers(run, change, keys),
         "reward": reward_figure(run.metrics, change),
         "parts": part_figures(run.metrics),
+        "held_out": held_out_part(run),
         "training": training_figures(run),
         "tiers": safety_by_tier(run.metrics),
         "experts": experts_part(run),

@@ -1,7 +1,8 @@
 """Read-only view of a run directory: what a run wrote, at whatever point it is now.
 
     runs/NAME/ settings.json provenance.json status.json metrics.jsonl model/warmup.jsonl
-               rollouts/step-000050.parquet (PPO)  replies/step-000050.parquet sequences/train.parquet (fine-tuning)
+               rollouts/step-000050.parquet (PPO)  replies/step-000050.parquet (held-out prompts, after so many updates; at the
+               update of that number in fine-tuning)  sequences/train.parquet (fine-tuning)
 
 Any of these may be missing, and a run that is going on, or was killed, may have left its last line half written.
 """

@@ -54,8 +54,8 @@ class RewardFleet:
         return self._pool.everyone(Panel.ready)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """One score per rollout, in order (`Reward.score`). Replies to one prompt go to one actor together."""
-        measured = self._measure(rollouts)
+        """One score per rollout, in order (`Reward.score`)."""
+        measured = self.measure(rollouts)
         if self._experts is not None:
             opinions = self._experts.judge(rollouts, [measurement.tier for measurement in measured])
             self._experts.keep(rollouts, measured)
@@ -70,7 +70,9 @@ class RewardFleet:
         """`experts/*`."""
         return {} if self._experts is None else self._experts.metrics()
 
-    def _measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
+    def measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
+        """What the actors find, in order: nobody is asked, and no statistic is another for it. Replies to one prompt go to one
+        actor together."""
         groups = [list(indices) for _, indices in groupby(range(len(rollouts)), lambda i: rollouts[i].prompt.id)]
         hands = deal([sum(len(rollouts[i].response_ids) for i in group) for group in groups], len(self._pool))
         shares = [[index for group in hand for index in groups[group]] for hand in hands]

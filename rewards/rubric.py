@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rollout.types import Rollout
+from rollout.types import Rollout, Turn
 
 SHIPPED = Path(__file__).parent / "judge_prompts"
 _FRAME = "frame"
@@ -104,8 +104,13 @@ def material(rollout: Rollout) -> str:
     Strings are escaped beyond what JSON asks for: brackets and bars, so that a server's chat template sees no role marker,
     and invisible characters, so that the judge reads what a person would. `json.loads` gives the texts back unchanged.
     """
-    turns = [f'{{"speaker": {_quote(turn.speaker)}, "text": {_quote(turn.text)}}}' for turn in rollout.prompt.history]
-    return f'{{"dialogue": [{", ".join(turns)}], "reply": {_quote(rollout.text)}}}'
+    return f'{{"dialogue": {dialogue(rollout.prompt.history)}, "reply": {_quote(rollout.text)}}}'
+
+
+def dialogue(turns: Sequence[Turn]) -> str:
+    """Turns as one line of JSON, a list of speaker and text, escaped as in `material`."""
+    said = (f'{{"speaker": {_quote(turn.speaker)}, "text": {_quote(turn.text)}}}' for turn in turns)
+    return f"[{', '.join(said)}]"
 
 
 def _quote(text: str) -> str:

@@ -7,7 +7,9 @@
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
     attune rate RECIPE.toml [--dotted.name value ...]    the service where experts rate a run's replies in a browser
+    attune compare SUITE_DIR FIRST SECOND [--items N]    raters say in a browser which of two arms' replies is better
     attune audit RUN [STEP]                              is its chain of ratings sound; which ratings moved a checkpoint
+    attune evaluate SUITE [--dotted.name value ...]      arms x corpora x metrics, with intervals: tables and a report
     attune report RUN                                    write RUN/report.html again
     attune demo                                          the whole job on the shipped sample, in minutes
 
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "check": check,
         "talk": talk,
         "rate": rate,
+        "compare": compare,
         "audit": audit,
+        "evaluate": evaluate,
         "report": report,
         "demo": demo,
     }
@@ -191,12 +195,47 @@ def rate(words: Sequence[str]) -> int:
     return Exit.DONE
 
 
+def compare(words: Sequence[str]) -> int:
+    """Human evaluation of two arms, side by side."""
+    from rl.compare import compare as side_by_side
+
+    side_by_side(words)
+    return Exit.DONE
+
+
 def audit(words: Sequence[str]) -> int:
     """What the audit chain of a run says."""
     from rl.experts import audit_words, describe_audit
 
     print(describe_audit(*audit_words(words)))
     return Exit.DONE
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """A suite."""
+    from eval.suite_config import load_suite, suite_path
+
+    if not words or words[0].startswith("-"):
+        print(suite_help())
+        return Exit.DONE if {"-h", "--help"} & set(words) else Exit.WRONG_INPUT
+    suite = load_suite(suite_path(words[0]), words[1:])
+    from rl.evaluate import run
+
+    directory = run(suite)
+    print((directory / "table.md").read_text())
+    print(f"every reply: {directory / 'replies.parquet'}\nreport: {directory / 'report.html'}")
+    return Exit.DONE
+
+
+def suite_help() -> str:
+    """What `attune evaluate` takes."""
+    from eval.suite_config import SUITES, ArmConfig, SuiteCorpus, SuiteSettings
+
+    shipped = ", ".join(sorted(path.stem for path in SUITES.glob("*.toml")))
+    parts = [f"attune evaluate SUITE [--dotted.name value ...]\n\nSUITE: a .toml file, or one of {shipped}\n"]
+    for kind, where in ((SuiteSettings, ""), (ArmConfig, "arms.NAME."), (SuiteCorpus, "corpora.NAME.")):
+        parts.append(help_text(kind, f"settings {where}"))
+    return "\n".join(parts)
 
 
 def report(words: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from cluster.placement import has_gpus
 from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
 from rl.footprint import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
+from rl.heldout import finding
 from rl.ppo import claims
 from rl.records import check_resume
 from rl.sft import claims as sft_claims
@@ -37,6 +38,8 @@ def look(recipe: PpoRecipe | SftRecipe, names: Sequence[str]) -> Iterator[Findin
     model = None if corpus is None else (yield from policy(recipe, corpus))
     if corpus is not None and model is not None:
         yield prompts(recipe, corpus, model.tokenizer) if isinstance(recipe, PpoRecipe) else labels(recipe, corpus)
+        if isinstance(recipe, PpoRecipe):
+            yield finding(recipe, corpus, model.tokenizer)
         yield disk(recipe.directory, disk_bytes(recipe, model.counts))
     else:
         what = "model, prompts, disk, memory" if corpus is None else "prompts, disk, memory"

@@ -29,6 +29,18 @@ class Learner(SavesLearner, Protocol[EngineT]):
     def publish(self, engine: EngineT) -> Mapping[str, float]: ...
 
 
+class Evaluation(Protocol[EngineT]):
+    """Looks at the policy on the way. It reads: no weight, no random number and no statistic of the training is another for it."""
+
+    def due(self, version: int) -> bool:
+        """Whether the policy after `version` updates is measured."""
+        ...
+
+    def evaluate(self, version: int, engine: EngineT) -> Mapping[str, float]:
+        """The figures of the policy after `version` updates, which the engine holds."""
+        ...
+
+
 class StepReward(Reward, Stateful, Protocol):
     """A reward with running statistics, and people who may answer late."""
 
@@ -54,12 +66,21 @@ def train(
     trackers: Callable[[int], Tracker],
     record: Callable[[int, Sequence[ScoredRollout]], None],
     clock: Clock,
+    evaluation: Evaluation[AnyEngine] | None = None,
 ) -> None:
     """Train for `steps` steps, from the newest checkpoint when there is one.
 
     `sampling.seed` is the run's; every step derives its own. `record` keeps each step's rollouts; `trackers` opens the
-    trackers, told the first step.
+    trackers, told the first step. A step's row holds what `evaluation` says of the policy that sampled it, the last row what
+    it says of the policy that the run ends with.
     """
+
+    def evaluated(version: int) -> Mapping[str, float]:
+        if evaluation is None or not evaluation.due(version):
+            return {}
+        with clock("evaluate"):
+            return evaluation.evaluate(version, engine)
+
     first_step = checkpoints.restore(learner, prompts=prompts, reward=reward)
     tracker = trackers(first_step)
     published = learner.publish(engine)
@@ -69,6 +90,7 @@ def train(
             rollouts = engine.generate(prompts.draw(prompts_per_step), step_sampling(sampling, step))
         with clock("reward"):
             scored = reward.revise(attach(rollouts, reward.score(rollouts)))
+        found = evaluated(step)  # behind the step's own replies: the publish below clears the engines' caches of it
         with clock("annotate"):
             experience = learner.annotate(collate(scored))
         with clock("update"):
@@ -76,9 +98,11 @@ def train(
         lag = {"lag/steps": float(lag_steps([item.rollout for item in scored], step)), **reward.metrics()}
         with clock("publish"):
             published = learner.publish(engine)
+        if step + 1 == steps:
+            found = {**found, **evaluated(steps)}
         record(step, scored)
         metrics = describe(scored)
-        tracker.log(step, {**metrics, **report.metrics, **published, **lag, **clock.lap()})
+        tracker.log(step, {**metrics, **report.metrics, **published, **lag, **found, **clock.lap()})
         checkpoints.note(metrics["reward/mean"], red_flag_rates(metrics))
         if checkpoints.due(step):
             with clock("save"):

@@ -24,6 +24,7 @@ from rl.config import PpoRecipe
 from rl.endings import reported
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe
+from rl.heldout import Evaluator, Watch, check_metrics, held_out_prompts
 from rl.intake import check_input, with_model
 from rl.loop import train
 from rl.records import (
@@ -41,12 +42,18 @@ from rollout.chat import Chat
 from rollout.corpora import Corpus, load
 from rollout.engine_config import EngineSpec
 from rollout.fleet import FLEET as ROLLOUT
-from rollout.fleet import RolloutFleet
+from rollout.fleet import RolloutFleet, engine_spec
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.tokenizer import load_tokenizer
 from rollout.types import Prompt, Sampling
 
-SHOWN = {"reward/mean": "reward", "policy/kl": "KL", "rollout/length": "length", "publish/logprob_gap": "gap"}
+SHOWN = {
+    "reward/mean": "reward",
+    "policy/kl": "KL",
+    "rollout/length": "length",
+    "publish/logprob_gap": "gap",
+    "heldout/reward": "held-out",
+}
 
 
 def run(recipe: PpoRecipe) -> Path:
@@ -63,6 +70,7 @@ def run(recipe: PpoRecipe) -> Path:
         with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
             check_input(recipe, corpus)
+            check_metrics(recipe, corpus)
         with stage("connecting to Ray"):
             connect()
             require_room(claims(recipe))  # before minutes of warm-up
@@ -90,8 +98,9 @@ class Job:
     ) -> None:
         self.recipe, self.directory = recipe, directory
         chat = Chat(load_tokenizer(recipe.model.path, recipe.model.revision), system=recipe.prompts.system)
+        self.held_out = held_out_prompts(recipe, corpus, chat) if recipe.evaluation.every else []
         self.engine = RolloutFleet(
-            engine_spec(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
+            spec_of(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
         )
         self.reward = RewardFleet(recipe.rewards, placement, environment=reward_environment(recipe), experts=experts)
         limit = recipe.prompts.max_context_tokens
@@ -121,8 +130,9 @@ class Job:
 
     def train(self) -> None:
         """Run the loop."""
-        recipe, sampling = self.recipe, self.recipe.sampling
-        checkpoint = recipe.checkpoint
+        recipe, checkpoint = self.recipe, self.recipe.checkpoint
+        drawn = recipe.sampling
+        sampling = Sampling(drawn.n, drawn.max_tokens, drawn.temperature, recipe.seed)
 
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
             write_rollouts(self.directory, step, scored)
@@ -132,7 +142,7 @@ class Job:
         train(
             steps=recipe.steps,
             prompts_per_step=recipe.prompts.per_step,
-            sampling=Sampling(sampling.n, sampling.max_tokens, sampling.temperature, recipe.seed),
+            sampling=sampling,
             prompts=self.prompts,
             engine=self.engine,
             reward=self.reward,
@@ -149,11 +159,28 @@ class Job:
                 [
                     *trackers(recipe, self.directory, first_step),
                     ConsoleTracker(first_step, recipe.steps, SHOWN),
+                    Watch(self.directory, lambda line: print(line, flush=True)),
                     *([TuneTracker()] if ray.util.get_current_placement_group() is not None else []),
                 ]
             ),
             record=record,
             clock=Clock(),
+            evaluation=self.evaluator(sampling),
+        )
+
+    def evaluator(self, sampling: Sampling) -> Evaluator | None:
+        """What measures the policy on the way; None where the recipe wants none."""
+        recipe = self.recipe
+        if not recipe.evaluation.every:
+            return None
+        return Evaluator(
+            recipe.evaluation,
+            self.held_out,
+            sampling,
+            steps=recipe.steps,
+            directory=self.directory,
+            rewards=recipe.rewards,
+            measure_replies=self.reward.measure,
         )
 
 
@@ -203,31 +230,10 @@ def claims(recipe: PpoRecipe) -> list[Claim]:
     ]
 
 
-def engine_spec(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
-    """What one engine needs, on the kind of device that this cluster has."""
-    rollout, on_cpu = recipe.rollout, not has_gpus()
-    cores = rollout.threads or os.cpu_count() or 1
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
-    if on_cpu:
-        environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
-    return EngineSpec(
-        model=recipe.model.path,
-        revision=recipe.model.revision or None,
-        dtype=recipe.model.dtype,
-        end_ids=end_ids,
-        tensor_parallel=rollout.tensor_parallel,
-        max_model_len=rollout.max_model_len,
-        max_concurrent=rollout.max_concurrent,
-        max_batched_tokens=max(8192, rollout.max_model_len) if on_cpu else None,
-        chunked_prefill=not on_cpu,
-        kv_cache_bytes=int(rollout.kv_cache_gb * 2**30) or None,
-        memory_utilization=rollout.memory_utilization,
-        eager=rollout.eager,
-        weight_transfer=("shared_memory" if on_cpu else "nccl")
-        if rollout.weight_transfer == "auto"
-        else rollout.weight_transfer,
-        environment=environment,
-    )
+def spec_of(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
+    """What one of the recipe's engines needs."""
+    model = recipe.model
+    return engine_spec(recipe.rollout, model.path, model.revision, model.dtype, end_ids)
 
 
 def probes(prompts: Sequence[Prompt], chat: Chat, recipe: PpoRecipe) -> list[Probe]:

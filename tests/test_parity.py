@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.placement import Placement, connect
 from rl.config import PpoRecipe, Shape
-from rl.ppo import claims, engine_spec
+from rl.ppo import claims, spec_of
 from rollout.chat import Chat
 from rollout.fleet import RolloutFleet
 from rollout.types import Prompt, Sampling
@@ -49,7 +49,7 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
     first = next(recipes(model, shape, tmp_path))
     placement = Placement(claims(first))
     chat = Chat(AutoTokenizer.from_pretrained(model))
-    engine = RolloutFleet(engine_spec(first, chat.end_ids), 1, placement, restarts=0)
+    engine = RolloutFleet(spec_of(first, chat.end_ids), 1, placement, restarts=0)
     gaps, learner = {}, None
     try:
         for recipe in recipes(model, shape, tmp_path):

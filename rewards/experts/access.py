@@ -76,6 +76,7 @@ def shut(db: sqlite3.Connection, name: str, now: float) -> None:
         raise Refused(404, f"no rater is called {name!r}: see the list of raters")
     voided = db.execute("UPDATE tokens SET shut = 1 WHERE rater = ? AND shut = 0", (name,)).rowcount
     db.execute("UPDATE leases SET state = 'returned' WHERE rater = ? AND state IN ('held', 'aside')", (name,))
+    db.execute("UPDATE comparison_leases SET state = 'returned' WHERE rater = ? AND state = 'held'", (name,))
     if voided:
         audit.append(db, now, Kind.RATER, {"rater": name, "did": "shut out"})
 

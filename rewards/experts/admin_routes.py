@@ -24,7 +24,8 @@ def admin_routes(store: Store, door: Door) -> APIRouter:
         _, body = await door.hear(request, Role.ADMIN, RaterBody)
         token = await aside(store.invite, body.name, crisis=body.crisis, days=body.days)
         base = store.config.public_url.rstrip("/") or str(request.base_url).rstrip("/")
-        return answer({"rater": body.name, "token": token, "link": f"{base}/#{token}"}, 201)
+        link = f"{base}/{await aside(store.comparisons.page)}#{token}"
+        return answer({"rater": body.name, "token": token, "link": link}, 201)
 
     @routes.post("/raters/{name}/shut")
     async def shut(request: Request, name: str) -> Response:

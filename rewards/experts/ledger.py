@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from rewards.experts import audit
+from rewards.experts import audit, comparison_ledger
 from rewards.experts.transfer import told
 from rewards.experts.types import Kind
 
@@ -29,14 +29,14 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check(db: sqlite3.Connection) -> audit.Head:
-    """The end of a sound chain whose ratings, rewards and texts are those of the other tables.
+    """The end of a sound chain whose ratings, rewards, judgements and texts are those of the other tables.
 
     Raises ValueError that names the first row of the chain, or the item, that is not what was written.
     """
     end = audit.verify(audit.rows(db))
     _check_bodies(db, Kind.RATING, "ratings")
     _check_bodies(db, Kind.REWARD, "rewards")
-    undone = {row.content["rating"] for row in _of_kind(db, Kind.UNDO)}
+    undone = {row.content.get("rating") for row in _of_kind(db, Kind.UNDO)}
     for row in db.execute("SELECT id, seq, undone FROM ratings"):
         if bool(row["undone"]) != (row["id"] in undone):
             raise ValueError(
@@ -49,6 +49,7 @@ def check(db: sqlite3.Connection) -> audit.Head:
             raise ValueError(
                 f"audit: the texts of item {known} must be those that its id is the hash of: they were changed"
             )
+    comparison_ledger.check(db, list(audit.rows(db)))
     return end
 
 

@@ -56,3 +56,32 @@ CREATE TABLE IF NOT EXISTS events (  -- the newest of each kind and run
     kind TEXT NOT NULL, run TEXT NOT NULL, seq INTEGER NOT NULL REFERENCES chain (seq), body TEXT NOT NULL, PRIMARY KEY (kind, run)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+
+-- Side by side: two replies to one conversation, told by no rater's page whose they are. `same`: one text twice, nobody is asked.
+CREATE TABLE IF NOT EXISTS comparisons (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, key TEXT NOT NULL, history TEXT NOT NULL,
+    first_arm TEXT NOT NULL, second_arm TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, tier TEXT NOT NULL,
+    raters INTEGER NOT NULL, seed INTEGER NOT NULL, same INTEGER NOT NULL, at REAL NOT NULL,
+    open INTEGER NOT NULL DEFAULT 1,
+    judged INTEGER NOT NULL DEFAULT 0  -- judgements that stand, without repeats
+) STRICT;
+CREATE INDEX IF NOT EXISTS comparisons_by_turn ON comparisons (id) WHERE open = 1 AND same = 0 AND judged < raters;
+
+CREATE TABLE IF NOT EXISTS comparison_leases (
+    lease TEXT PRIMARY KEY, comparison TEXT NOT NULL REFERENCES comparisons (id),
+    rater TEXT NOT NULL REFERENCES raters (name), given REAL NOT NULL, expires REAL NOT NULL, repeat INTEGER NOT NULL,
+    swapped INTEGER NOT NULL,  -- 1: the second arm's reply is A
+    state TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS comparison_leases_of_rater ON comparison_leases (rater, state);
+CREATE INDEX IF NOT EXISTS comparison_leases_of_comparison ON comparison_leases (comparison, rater, state);
+
+CREATE TABLE IF NOT EXISTS judgements (
+    seq INTEGER PRIMARY KEY REFERENCES chain (seq), id TEXT NOT NULL UNIQUE,
+    comparison TEXT NOT NULL REFERENCES comparisons (id), rater TEXT NOT NULL REFERENCES raters (name),
+    lease TEXT NOT NULL REFERENCES comparison_leases (lease), submission TEXT NOT NULL UNIQUE, content TEXT NOT NULL,
+    body TEXT NOT NULL, repeat INTEGER NOT NULL, sitting INTEGER NOT NULL, at REAL NOT NULL,
+    undone INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX IF NOT EXISTS judgements_of_rater ON judgements (rater, seq);
+CREATE INDEX IF NOT EXISTS judgements_of_comparison ON judgements (comparison);

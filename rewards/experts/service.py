@@ -77,12 +77,13 @@ def answer(content: Any, status: int = 200) -> Response:
 def create_app(store: Store, config: ServiceConfig) -> FastAPI:
     """The service round `store`."""
     from rewards.experts.admin_routes import admin_routes
+    from rewards.experts.comparison_routes import comparison_routes
     from rewards.experts.rater_routes import rater_routes
     from rewards.experts.run_routes import run_routes
 
     app = FastAPI(title="attune rating", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     door = Door(store, config)
-    for routes in (rater_routes, run_routes, admin_routes):
+    for routes in (rater_routes, run_routes, admin_routes, comparison_routes):
         app.include_router(routes(store, door))
     _serve_pages(app, door)
     app.add_exception_handler(Refused, _refuse)
@@ -110,6 +111,7 @@ def _serve_pages(app: FastAPI, door: Door) -> None:
         return Response(known[name].read_bytes(), media_type=_STATIC[known[name].suffix])
 
     app.add_api_route("/", page("index.html"), methods=["GET"])
+    app.add_api_route("/compare", page("compare.html"), methods=["GET"])
     app.add_api_route("/admin", page("admin.html"), methods=["GET"])
     app.add_api_route("/static/{name:path}", static, methods=["GET"])
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rewards.experts import access, audit, desk, fixing, intake, ledger, queue, transfer
+from rewards.experts.comparison_store import Comparisons
 from rewards.experts.config import ServiceConfig
 from rewards.experts.database import Database
 from rewards.experts.desk import Submission
@@ -46,6 +47,7 @@ class Store:
         self._overview: Overview | None = None
         self._overview_lock = threading.Lock()
         self.database = Database(folder / DATABASE)
+        self.comparisons = Comparisons(self.database, config, clock)
 
     def close(self) -> None:
         """Finish what is waiting, and let go of the file."""

@@ -28,6 +28,8 @@ class Kind(enum.StrEnum):
     SURROGATE = "surrogate"  # a surrogate was fitted, promoted or refused
     ALARM = "alarm"  # surrogate and experts part
     RATER = "rater"  # a rater was invited, or shut out
+    COMPARISON = "comparison"  # two replies came to be compared
+    JUDGEMENT = "judgement"  # a rater said which is better
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ class AdminPage {
 
   async refresh() {
     let told;
+    let comparisons;
     try {
       told = await this.api.ask("GET", "/api/admin/overview");
+      comparisons = await this.api.ask("GET", "/api/admin/comparisons");
     } catch (problem) {
       if (problem instanceof Unreachable) view.banner("No connection to the service. The numbers below are older; trying again …", { tone: "warn" });
       else if (problem instanceof Refused && problem.status !== 429) view.closeByRefusal(problem);
@@ -45,6 +47,9 @@ class AdminPage {
     view.noBanner();
     byId("fresh").textContent = `As of ${new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })}`;
     this.paint(told);
+    this.paintComparisons(comparisons);
+    const rates = told.queue.open > 0 || told.raters.some((rater) => rater.ratings > 0);
+    for (const box of document.querySelectorAll("[data-of=ratings]")) box.hidden = comparisons.asked > 0 && !rates;
     if (view.showing() !== "board") view.show("board");
   }
 
@@ -65,6 +70,20 @@ class AdminPage {
     this.part("raters", raters, () => raters.map((rater) => this.raterRow(rater, meanOf(raters))));
     byId("raters-box").hidden = raters.length === 0;
     byId("no-raters").hidden = raters.length > 0;
+  }
+
+  /** How far the side-by-sides are, where there are any; never which arm is ahead. */
+  paintComparisons({ asked, done, begun, same, leased, judgements, raters }) {
+    byId("comparisons-box").hidden = asked + same === 0;
+    byId("comparisons-bar").max = Math.max(asked, 1);
+    byId("comparisons-bar").value = done;
+    byId("comparisons-done").textContent = `${done} of ${asked} done`;
+    const also = [`${begun} begun`, `${leased} in work`, count(judgements, "judgement", "judgements")];
+    if (same) also.push(`${count(same, "pair reads", "pairs read")} the same and ${same === 1 ? "is" : "are"} not asked`);
+    byId("comparisons-text").textContent = `${also.join(" · ")}.`;
+    this.part("comparisons-raters", raters, () => [
+      barList(raters.map(([name, n, skipped]) => [skipped ? `${name} (${skipped} skipped)` : name, n]), "Nobody has compared yet."),
+    ]);
   }
 
   /** Paints one part anew when its numbers changed; the focus stays on the same button. */

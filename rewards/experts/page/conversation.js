@@ -6,9 +6,14 @@ const WHO = { client: "Client", therapist: "Therapist" };
 
 /** Fills the reading pane, shows the last turns first (they are what the reply answers), and offers the way to the start. */
 export function showConversation({ turns, reply }) {
-  byId("turns").replaceChildren(...turns.map(turnElement));
   byId("reply-text").textContent = reply;
   byId("reply-text").scrollTop = 0;
+  showTurns(turns);
+}
+
+/** The turns alone. */
+export function showTurns(turns) {
+  byId("turns").replaceChildren(...turns.map(turnElement));
   const history = byId("history");
   history.hidden = turns.length === 0;
   history.scrollTop = history.scrollHeight;

@@ -1,4 +1,4 @@
-// The shortcuts of the rater's page. Keys that mean something in the field in focus are left to that field.
+// The shortcuts of the raters' pages. Keys that mean something in the field in focus are left to that field.
 
 import { make } from "./dom.js";
 import { singleKeys } from "./memory.js";
@@ -22,8 +22,11 @@ export const KEYS = [
   [["?"], "this help"],
 ];
 
-export function keyRows() {
-  return KEYS.map((row) => {
+/** Which action a letter stands for. */
+export const LETTERS = { f: "flags", r: "reason", c: "conversation", s: "skip", u: "undo", "?": "help" };
+
+export function keyRows(keys = KEYS) {
+  return keys.map((row) => {
     const cell = make("th", { scope: "row" });
     for (const part of row.slice(0, -1)) {
       if (typeof part === "string") cell.append(` ${part} `);
@@ -34,18 +37,18 @@ export function keyRows() {
 }
 
 /**
- * `actions` has a function for each of: choose(number), advance, submit, flags, reason, conversation, skip, undo, help, leave.
+ * `actions` has a function for each of: choose(number), advance, submit, leave, and those that `letters` name.
  * Each returns false when it has nothing to do at present; the key is then left alone.
  */
-export function listenToKeys(actions) {
+export function listenToKeys(actions, letters = LETTERS) {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
-    const action = actionOf(event, actions);
+    const action = actionOf(event, actions, letters);
     if (action && action() !== false) event.preventDefault();
   });
 }
 
-function actionOf(event, actions) {
+function actionOf(event, actions, letters) {
   const { target, key } = event;
   const writing = target instanceof HTMLTextAreaElement || (target instanceof HTMLInputElement && target.type === "text");
   if (key === "Enter" && (event.ctrlKey || event.metaKey)) return actions.submit;
@@ -59,5 +62,5 @@ function actionOf(event, actions) {
   // Shift and a digit give different characters on different keyboards: the place of the key decides.
   const place = event.shiftKey && /^Digit([0-6])$/.exec(event.code);
   if (place) return () => actions.choose(Number(place[1]));
-  return { f: actions.flags, r: actions.reason, c: actions.conversation, s: actions.skip, u: actions.undo, "?": actions.help }[key.toLowerCase()];
+  return actions[letters[key.toLowerCase()]];
 }

@@ -14,9 +14,10 @@ function attempt(action, otherwise) {
 export class Memory {
   #prefix;
 
-  /** Everything is kept under a piece of the token: another rater's link in the same tab sees nothing of it. */
-  constructor(token) {
-    this.#prefix = `attune/${token.slice(0, 10)}`;
+  /** Everything is kept under a piece of the token: another rater's link in the same tab sees nothing of it. So is what
+   * belongs to another page of the same rater, under its name. */
+  constructor(token, page = "") {
+    this.#prefix = `attune/${page}${token.slice(0, 10)}`;
   }
 
   #get(name) {
