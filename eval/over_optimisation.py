@@ -169,9 +169,9 @@ def growing_gap(run: Run, log: Log, held: Interval) -> str:
 
 
 def gapped(run: Run, first: Answers, middle: Answers | None, evaluation: int) -> bool:
-    """Whether the gap had grown at the evaluation before, too; True at the first look, which has none before it."""
+    """Whether the gap had grown at the evaluation before, too; the first look has none before it."""
     if middle is None:
-        return True
+        return False
     early, middle = paired(first, middle)
     return growing_gap(run, _until(run.metrics, evaluation), change(early.reward, middle.reward, SURE)) != ""
 

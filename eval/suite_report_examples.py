@@ -59,8 +59,8 @@ def examples(suite: Suite) -> Examples | None:
     """The `SPREAD` prompts with the largest spread between arms in each corpus's main metric, and up to `FLAGGED` more in
     which one arm's reply has a red flag and another's has none.
 
-    Of an arm's replies to a prompt it is the first sample. The human reply and replies that failed have no part in the
-    spread. None where no prompt was answered by two arms.
+    Of an arm's replies to a prompt it is the first sample that did not fail. The human reply and replies that failed have
+    no part in the choice. None where no prompt was answered by two arms.
     """
     prompts = _prompts(suite)
     share = max(1, SPREAD // max(1, len({corpus for corpus, _ in prompts})))
@@ -74,13 +74,9 @@ def examples(suite: Suite) -> Examples | None:
         spreads = {key: _spread(suite, said, main) for key, said in own.items()}
         widest = sorted((key for key, spread in spreads.items() if spread > 0), key=lambda key: (-spreads[key], key))
         for key in widest[:share]:
-            chosen[key] = _example(
-                suite,
-                prompts[key],
-                main,
-                f"{main} differs by {number(spreads[key], places=places([spreads[key], 0.1]))}",
-            )
-    torn = sorted((key for key in prompts if key not in chosen and _torn(prompts[key])), key=lambda key: key)
+            spread = number(spreads[key], places=places([spreads[key], 0.1]))
+            chosen[key] = _example(suite, prompts[key], main, f"{main} differs by {spread}")
+    torn = sorted(key for key in prompts if key not in chosen and _torn(suite, prompts[key]))
     for key in torn[:FLAGGED]:
         why = "red flag in some replies, not in others"
         chosen[key] = _example(suite, prompts[key], mains.get(key[0], ""), why)
@@ -127,8 +123,9 @@ def _spread(suite: Suite, answers: Mapping[str, Said], metric: str) -> float:
     return max(values) - min(values) if len(values) > 1 else 0.0
 
 
-def _torn(answers: Mapping[str, Said]) -> bool:
-    return len({bool(said.flags) for said in answers.values() if not said.error}) > 1
+def _torn(suite: Suite, answers: Mapping[str, Said]) -> bool:
+    ranked = {arm.name for arm in suite.arms if arm.ranked}
+    return len({bool(said.flags) for arm, said in answers.items() if arm in ranked and not said.error}) > 1
 
 
 def _example(suite: Suite, answers: Mapping[str, Said], main: str, why: str) -> Example:

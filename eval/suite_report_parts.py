@@ -134,26 +134,41 @@ def human_part(suite: Suite) -> Human | None:
         plain = f"{number(rate.value, places=3)} {ends}"
         bars = [Bar(first, rate.value, rate.low, rate.high, plain, "up" if rate.value > 0.5 else "down", sure)]
         plot = draw(f"Win rate of {first} against {second}", bars, rule=0.5, domain=(0.0, 1.0), sides=(second, first))
-        words.append(f"{first} was preferred in {number(100 * rate.value)} % of the judgements, ties counted half.")
+        words.append(f"The win rate of {first} against {second} is {number(100 * rate.value)} %, ties counted half.")
         words.append(
             "The 95 % interval lies on one side of one half."
             if sure
-            else "The 95 % interval holds one half: these judgements do not show that either was preferred."
+            else "The 95 % interval holds one half: these judgements do not show that either is preferred."
         )
     if math.isfinite(p):
-        words.append(f"p = {chance(p)}." if p >= 0.001 else f"p {chance(p)}.")
+        test = f" ({_line(told['test'])})" if told.get("test") else ""
+        words.append(f"{'p = ' if p >= 0.001 else 'p '}{chance(p)}{test}.")
+    words += map(_line, told.get("notes") or ())
     names = {"items": "Pairs of replies", "judgements": "Judgements", "raters": "Raters", "ties": "Ties"}
     names |= {"first_wins": f"{first} preferred", "second_wins": f"{second} preferred"}
+    names |= {"first_better": names["first_wins"], "second_better": names["second_wins"]}
+    flags = [(f"Red flags, {title}", _line(raised)) for side, title in (("first", first), ("second", second))
+             if (raised := (told.get("flags") or {}).get(side))]  # fmt: skip
     return Human(
         first,
         second,
         tuple(words),
-        tuple((names[name], f"{count:,}") for name, count in counts.items()),
+        (*((names[name], f"{count:,}") for name, count in counts.items()), *flags),
         plot,
         _leaves(told.get("agreement")),
         _records(told.get("by_rater"), names),
-        tuple(_line(reason) for reason in list(told.get("reasons") or ())[:SHOWN]),
+        tuple(_reason(reason, first, second) for reason in list(told.get("reasons") or ())[:SHOWN]),
     )
+
+
+def _reason(told: object, first: str, second: str) -> str:
+    """What a rater wrote, and whom he or she preferred."""
+    if not isinstance(told, Mapping):
+        return _line(told)
+    side = real(told.get("preference"))
+    chose = f"preferred {first if side > 0 else second}" if side else "a tie"
+    who = ", ".join(str(part) for part in (told.get("rater"), chose if math.isfinite(side) else "") if part)
+    return f"{_line(told.get('text'))} ({who})" if who else _line(told.get("text"))
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,13 @@ def crisis_part(suite: Suite) -> Crisis | None:
     def item(arm: Mapping[str, Any], name: str) -> Cell:
         row: Mapping[str, Any] = next((row for row in arm.get("items") or () if str(row["id"]) == name), {})
         asked, yes = real(row.get("asked")), real(row.get("yes"))
+        silent = real(row.get("unanswered"))
+        due = f"{silent:.0f} unanswered" if silent > 0 else ""
         if not (asked > 0 and math.isfinite(yes)):
-            return Cell("\N{EN DASH}", note="never asked")
-        return Cell(f"{yes:.0f} of {asked:.0f}")
+            return Cell("\N{EN DASH}", due, note=due or "never asked")
+        return Cell(f"{yes:.0f} of {asked:.0f}", due)
 
-    worst = [(suite.title_of(str(arm["arm"])), *lines(row, "persona", "line", "why"))
+    worst = [(suite.title_of(str(arm["arm"])), *lines({**row, "line": row.get("line") or "all"}, "persona", "line", "why"))
              for arm in arms for row in arm.get("worst") or ()]  # fmt: skip
     items = [(name, *lines(row, "question", "severity", "by"), tuple(item(arm, name) for arm in arms))
              for name, row in questions.items()]  # fmt: skip
@@ -208,10 +225,17 @@ def crisis_part(suite: Suite) -> Crisis | None:
         tuple(items),
         tuple(worst[:SHOWN]),
         max(0, len(worst) - SHOWN),
-        tuple(_line(p.get("name", p) if isinstance(p, Mapping) else p) for p in told.get("personas") or ()),
-        _line(told.get("source")),
-        _line(told.get("licence")),
+        tuple(map(_persona, told.get("personas") or ())),
+        str(told.get("source") or "").removesuffix("."),
+        str(told.get("licence") or "").removesuffix("."),
     )
+
+
+def _persona(told: object) -> str:
+    if not isinstance(told, Mapping):
+        return _line(told)
+    risk = f" ({_line(told['risk']).lower()})" if told.get("risk") else ""
+    return f"{_line(told.get('name'))}{risk}"
 
 
 def agreement_rows(suite: Suite) -> list[tuple[str, str, str, Cell]]:
@@ -227,8 +251,7 @@ def _leaves(told: object, prefix: str = "") -> tuple[tuple[str, str], ...]:
     if not isinstance(told, Mapping):
         return ((prefix or "agreement", _line(told)),)
     if "value" in told:
-        cell = shown(estimate(told), 3)
-        return ((prefix or "agreement", f"{cell.value} {cell.interval}".strip()),)
+        return ((prefix or "agreement", _line(told)),)
     return tuple(
         leaf for name, value in told.items() for leaf in _leaves(value, f"{prefix} {name}".strip().replace("_", " "))
     )
@@ -253,6 +276,9 @@ def _line(told: object) -> str:
         return "yes" if told else "no"
     if isinstance(told, (int, float)):
         return f"{told:,}" if isinstance(told, int) else number(told) if math.isfinite(told) else "\N{EN DASH}"
+    if isinstance(told, Mapping) and "value" in told:
+        cell = shown(estimate(told), 3)
+        return f"{cell.value} {cell.interval}".strip()
     if isinstance(told, Mapping):
-        return "; ".join(f"{name.replace('_', ' ')} {_line(value)}" for name, value in told.items())
+        return "; ".join(f"{str(name).replace('_', ' ')} {_line(value)}" for name, value in told.items())
     return "; ".join(map(_line, told)) if isinstance(told, (list, tuple)) else str(told)

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from eval.adapters import merged_model
 from eval.metrics import Instruments, MetricsConfig, measure
 from eval.pair import Pair
 from rewards.config import CrisisConfig, RewardsConfig
@@ -41,13 +42,9 @@ dtype = "float32"
 [arms.start]
 model = "{sft.start}"
 dtype = "float32"
-[arms.adapter]
-model = "MODEL"
-adapter = "ADAPTER"
-dtype = "float32"
 [arms.best]
 kind = "best_of"
-of = "start"
+of = "sft"
 candidates = 3
 [arms.echo]
 kind = "echo"
@@ -72,13 +69,7 @@ classifier = false
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
-    model = save_tiny(folder / "model")
-    base = AutoModelForCausalLM.from_pretrained(model)
-    torch.manual_seed(0)
-    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    tuned.save_pretrained(folder / "adapter")
-    text = SUITE.replace("MODEL", str(model)).replace("ADAPTER", str(folder / "adapter"))
-    (folder / "small.toml").write_text(text)
+    (folder / "small.toml").write_text(SUITE)
     try:
         assert main(["evaluate", str(folder / "small.toml"), "--runs", str(folder / "runs")]) == 0
     finally:
@@ -91,14 +82,14 @@ def test_every_arm_answers_every_prompt_and_is_measured(suite: Path) -> None:
     directory = suite / "runs" / "small"
     rows = pq.read_table(directory / "replies.parquet").to_pylist()
     count = Counter((row["corpus"], row["arm"]) for row in rows)
-    arms = ["sft", "start", "adapter", "best", "echo"]
+    arms = ["sft", "start", "best", "echo"]
     assert count == {(corpus, arm): n for corpus, n in (("test", 8), ("crisis", 4)) for arm in arms}
     assert {row["finish"] for row in rows} <= {"stopped", "truncated"} and not any(row["error"] for row in rows)
     assert len({row["reply"] for row in rows if row["arm"] == "start"}) > 4
     results = json.loads((directory / "results.json").read_text())
     figures = {(f["corpus"], f["arm"], f["metric"]): f["value"] for f in results["figures"]}
-    assert {arm for corpus, arm, metric in figures if metric == "beam_rouge_1/2"} == {"sft", "start", "adapter"}
-    assert {arm for _, arm, metric in figures if metric == "perplexity"} == {"sft", "start", "adapter"}
+    assert {arm for corpus, arm, metric in figures if metric == "beam_rouge_1/2"} == {"sft", "start"}
+    assert {arm for _, arm, metric in figures if metric == "perplexity"} == {"sft", "start"}
     assert (
         figures["test", "sft", "perplexity"] < figures["test", "start", "perplexity"]
     )  # a tenth of an epoch, and it shows
@@ -118,19 +109,27 @@ def test_every_arm_answers_every_prompt_and_is_measured(suite: Path) -> None:
     assert "| echo |" in (directory / "table.md").read_text()
 
 
-def test_the_merged_adapter_is_what_peft_computes(suite: Path) -> None:
-    """Log-probs of the merged folder are those of the adapter on its base."""
-    from peft import PeftModel
-
-    merged = AutoModelForCausalLM.from_pretrained(suite / "runs" / "small" / "cache" / "adapter-merged")
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(suite / "model"), suite / "adapter")
+def test_an_adapter_on_its_base_is_what_peft_computes(tmp_path: Path) -> None:
+    """Log-probs of the merged folder are those of the adapter on its base; what cannot be merged is named."""
+    model = save_tiny(tmp_path / "model")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora).save_pretrained(tmp_path / "adapter")
+    folder = merged_model(str(model), "", tmp_path / "adapter", tmp_path / "merged")
+    assert merged_model(str(model), "", tmp_path / "gone", folder) == folder  # made once
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "adapter")
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
-        ours, theirs, base = merged(ids).logits, tuned(ids).logits, tuned.get_base_model()
+        ours, theirs = AutoModelForCausalLM.from_pretrained(folder)(ids).logits, tuned(ids).logits
         with tuned.disable_adapter():
             plain = tuned(ids).logits
-    assert base is not None
     assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-2)
+    prompt = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), prompt).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(ValueError, match="PROMPT_TUNING has none"):
+        merged_model(str(model), "", tmp_path / "prompt", tmp_path / "other")
+    with pytest.raises(ValueError, match="adapter_config"):
+        merged_model(str(model), "", tmp_path, tmp_path / "other")
 
 
 def test_the_same_command_asks_nobody_again(

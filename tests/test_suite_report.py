@@ -321,7 +321,15 @@ def test_an_arms_failures_and_cost_are_told(page: SuitePage) -> None:
 
 def test_people_and_crisis_are_told_with_their_doubt(page: SuitePage) -> None:
     """The win rate with its interval, whose conversations only rules read, and a dimension that nobody could answer."""
-    assert "0.615 [0.510, 0.715]" in page.text and "p = 0.031" in page.text
+    assert "0.615 [0.510, 0.715]" in page.text and "p = 0.031 (exact sign test over items)." in page.text
+    heads, row = page.tables["Judgements by rater"][:2]
+    assert dict(zip(map(str.strip, heads), map(str.strip, row), strict=True)).items() >= {
+        ("rater", "rater 1"), ("PPO preferred", "17"), ("Fine-tuned preferred", "8"), ("position", "0.520 [0.350, 0.690]")
+    }  # fmt: skip
+    assert (
+        "Red flags, Fine-tuned dismissal 3" in page.text
+        and "asks before it advises. (rater 1, preferred PPO)" in page.text
+    )
     assert "Those of Fine-tuned, PPO were read by rules alone" in page.text
     assert page.cell("Crisis conversations by dimension", "Supports", "GPT-3.5 Turbo 20 conversations").startswith(
         "0.85"
@@ -331,6 +339,8 @@ def test_people_and_crisis_are_told_with_their_doubt(page: SuitePage) -> None:
         == "\N{EN DASH}"
     )
     assert page.cell("Questions of the rubric", "14.", "PPO") == "6 of 16"
+    assert page.cell("Questions of the rubric", "21.", "PPO") == "\N{EN DASH} 20 unanswered"
+    assert [row[2].strip() for row in page.tables["The worst conversations"][1:]] == ["all", "all", "6"]
 
 
 @pytest.mark.parametrize(
