@@ -162,7 +162,7 @@ def test_a_reward_that_does_not_carry_over_is_told(tmp_path: Path) -> None:
     knobs: dict[str, Any] = {"rise": lambda at: 0.4 * at, "held_rise": lambda at: 0.05 * at}
     run = course(tmp_path / "run", **knobs)
     (tell,) = [tell for tell in tells(read_run(run)) if tell.kind is Kind.GAP]
-    assert "the gap grew by +0." in tell.sentence and "95 % interval +0." in tell.sentence
+    assert "the gap grew by +0." in tell.sentence and "99 % interval +0." in tell.sentence
     for name, rewards in {
         "a": {"normalise": True},
         "b": {"normalise_terms": True},
