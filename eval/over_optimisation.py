@@ -6,7 +6,9 @@
 The evaluations of a run (`eval.heldout`) ask the same prompts of every policy, so that early and late are compared prompt by
 prompt. A tell is more than noise: the interval of late minus early is clear of 0, and the change is large enough to matter.
 Several metrics are looked at, evaluation after evaluation, so a metric must be the worse for it twice in a row with 99 %
-intervals, or at the very first look with one of 99.8 %, and a gap must have grown twice in a row. FALSE_ALARMS
+intervals, or at the very first look with one of 99.8 %, and a gap must have grown twice in a row. In simulated
+runs of six evaluations on 32 prompts about one in a hundred had a tell at some look that was a false alarm, whether nothing
+moved but by chance or the reward rose and the replies stayed as good; tests/test_over_optimisation.py repeats a part of them.
 """
 
 from __future__ import annotations
@@ -166,7 +168,8 @@ def growing_gap(run: Run, log: Log, held: Interval) -> str:
         return ""
     return (
         f"the reward of training replies to the corpus's prompts rose by {number(rise.difference)}, that of held-out ones by "
-        f"{number(held.value)}: the gap grew by {_told(gap, low, high, FIGURE_SURE)}. What was learned does not carry over to other dialogues."
+        f"{number(held.value)}: the gap grew by {_told(gap, low, high, FIGURE_SURE)}. "
+        "What was learned does not carry over to other dialogues."
     )
 
 
