@@ -14,10 +14,7 @@ def merged_model(base: str, revision: str, adapter: Path, folder: Path) -> Path:
     """
     if (folder / "config.json").is_file():
         return folder
-    if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(
-            f"adapter must be a folder with adapter_config.json, {adapter} is none: give the adapter's own folder"
-        )
+    check_adapter("adapter", adapter)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,3 +38,11 @@ def merged_model(base: str, revision: str, adapter: Path, folder: Path) -> Path:
     AutoTokenizer.from_pretrained(str(source), revision=revision or None).save_pretrained(partial)
     partial.rename(folder)
     return folder
+
+
+def check_adapter(knob: str, adapter: Path) -> None:
+    """Raise ValueError unless the folder holds a PEFT adapter."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{knob} must be a folder with adapter_config.json, {adapter} is none: give the adapter's own folder"
+        )

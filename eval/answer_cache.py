@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -17,8 +18,6 @@ from eval.arms import Answer, Outcome
 from rollout.types import Prompt
 
 _FORM = 1  # of the files; a new one makes everything be asked again
-_WHOLE_BYTES = 64 << 20  # files up to here are hashed whole
-_ENDS_BYTES = 1 << 20
 _SCHEMA = pa.schema([
     ("prompt_id", pa.string()), ("sample", pa.int32()), ("text", pa.string()), ("outcome", pa.string()),
     ("error", pa.string()), ("written", pa.string()), ("reference_logprobs", pa.list_(pa.float64())),
@@ -48,29 +47,34 @@ def _read(row: dict[str, Any]) -> Answer:
 
 
 def prompts_key(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of all that an answer may depend on in prompts."""
+    """SHA-256 of all that an answer, or a choice among answers, may depend on in prompts."""
     asked = [
-        [p.id, list(p.token_ids), [[t.speaker.value, t.text] for t in p.history], p.reference, dict(p.labels)]
+        [
+            p.id,
+            list(p.token_ids),
+            [[t.speaker.value, t.text, dict(t.labels)] for t in p.history],
+            p.reference,
+            p.emotion,
+            dict(p.labels),
+        ]
         for p in prompts
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def model_key(source: str, revision: str) -> str:
-    """What a model is, in hex: of a folder, the hash of its files (of those above 64 MB, size, first and last MB); of a hub id
-    its name and revision."""
+    """What a model is, in hex: of a folder, the SHA-256 of its files; of a hub id its name and revision."""
     folder = Path(source)
     if not folder.is_dir():
         return f"{source}@{revision}"
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.cache
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+    for path, *_ in files:
         with path.open("rb") as file:
-            if size <= _WHOLE_BYTES:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(_ENDS_BYTES))
-                file.seek(-_ENDS_BYTES, os.SEEK_END)
-                digest.update(file.read())
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from eval.endpoint import Endpoint
+from eval.endpoint import Endpoint, EndpointRefused, Said
 from rewards.types import Reward
 from rollout.chat import Chat
 from rollout.types import Finish, Prompt, Rollout, RolloutEngine, Sampling
@@ -89,9 +89,14 @@ class Engine:
         """What the engines say."""
         return self.engine.generate(prompts, sampling)
 
+    def answer(self, rollout: Rollout) -> Answer:
+        """A rollout as an answer. A label that the model was taught to write and did not is "": wrong, and not absent."""
+        answer = _answer(rollout)
+        return replace(answer, written={**dict.fromkeys(self.chat.fields.predictions, ""), **answer.written})
+
     def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """See `Subject`."""
-        found = [_answer(rollout) for rollout in self.rollouts(prompts, self.sampling)]
+        found = [self.answer(rollout) for rollout in self.rollouts(prompts, self.sampling)]
         if not self.references:
             return found
         chances = self._reference_logprobs(prompts)
@@ -129,7 +134,7 @@ class BestOf:
         found = []
         for start in range(0, len(rollouts), self.candidates):
             best = max(range(start, start + self.candidates), key=lambda index: (values[index], -index))
-            found.append(replace(_answer(rollouts[best]), sample=start // self.candidates % samples))
+            found.append(replace(self.engine.answer(rollouts[best]), sample=start // self.candidates % samples))
         return found
 
 
@@ -146,15 +151,11 @@ class Remote:
     def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """See `Subject`. Who does not answer after all attempts is a recorded failure; the others are asked all the same."""
         asked = [(prompt, k) for prompt in prompts for k in range(self.sampling.n)]
-        said = asyncio.run(
-            self.endpoint.replies(
-                [(self.system, prompt.history, k) for prompt, k in asked],
-                max_tokens=self.sampling.max_tokens,
-                temperature=self.sampling.temperature,
-                seed=self.sampling.seed,
-                cache=self.cache,
-            )
-        )
+        questions = [(self.system, prompt.history, k) for prompt, k in asked]
+        try:
+            said = asyncio.run(self.endpoint.replies(questions, self.sampling, self.cache))
+        except EndpointRefused as error:  # nobody will be answered: the other arms go on
+            said = [Said("", error=str(error))] * len(asked)
         return [
             Answer(
                 prompt.id, k, reply.text,

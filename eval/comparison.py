@@ -33,6 +33,7 @@ from rewards.preference_measures import Interval
 
 LEVEL = 0.95
 _KEPT = 2 / 3
+_PERMUTATION = "paired permutation"
 _ROUNDING = 1e-12
 
 
@@ -183,7 +184,7 @@ def difference(
         moved_B = resamples.permuted(first, second)
         moved_B = moved_B[np.isfinite(moved_B)]
         extreme = int((np.abs(moved_B) >= abs(value) - _ROUNDING).sum())
-        p, test = (1 + extreme) / (1 + len(moved_B)), "paired permutation"
+        p, test = (1 + extreme) / (1 + len(moved_B)), _PERMUTATION
     return Difference(first.metric, *names, Interval(value, low, high), p, p, test, len(first.units))
 
 
@@ -204,6 +205,23 @@ def compare(
     ]
     corrected = holm([one.p for one in found])
     return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def refined(one: Difference, first: Measured, second: Measured, *, draws: int, seed: int = 0) -> Difference:
+    """The difference with a permutation p-value of `draws` draws: where none of the first draws was as extreme, their number was
+    all that the p-value said."""
+    if one.test != _PERMUTATION:
+        return one
+    moved_B = Resamples(first.units, draws=draws, seed=seed + 1).permuted(first, second)
+    moved_B = moved_B[np.isfinite(moved_B)]
+    extreme = int((np.abs(moved_B) >= abs(one.interval.value) - _ROUNDING).sum())
+    p = (1 + extreme) / (1 + len(moved_B))
+    return replace(one, p=p, p_holm=p)
+
+
+def finest(units: int) -> float:
+    """The smallest p-value that a paired test over so many units can give: both signs of all differences alike."""
+    return min(1.0, 2.0 ** (1 - units))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

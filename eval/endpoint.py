@@ -15,7 +15,7 @@ from rewards.chat_call import Refused, complete
 from rewards.judge_cache import JudgeCache, cache_key
 from rewards.types import RewardError
 from rollout.chat import ROLES, merged
-from rollout.types import Turn
+from rollout.types import Sampling, Turn
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -47,10 +47,10 @@ class Endpoint:
     timeout_s: float
     retries: int
     concurrency: int
+    limit: str = "max_tokens"
+    temperature: bool = True
 
-    async def replies(
-        self, questions: Sequence[Question], *, max_tokens: int, temperature: float, seed: int, cache: Path
-    ) -> list[Said]:
+    async def replies(self, questions: Sequence[Question], sampling: Sampling, cache: Path) -> list[Said]:
         """One reply per question, in order; answers are kept in `cache`, failures are not.
 
         Raises EndpointRefused when the endpoint refuses the key, or knows neither address nor model.
@@ -60,8 +60,10 @@ class Endpoint:
         key = os.environ.get(self.key_env) or "none"
         with JudgeCache(str(cache)) as kept:
             async with openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=None) as client:
-                parameters = {"max_tokens": max_tokens, "temperature": temperature}
-                ask = partial(self._reply, client, kept, parameters, seed)
+                parameters: dict[str, Any] = {self.limit: sampling.max_tokens}
+                if self.temperature:
+                    parameters["temperature"] = sampling.temperature
+                ask = partial(self._reply, client, kept, parameters, sampling.seed)
                 return await ask_all(ask, questions, concurrency=self.concurrency)
 
     async def _reply(
@@ -98,6 +100,8 @@ class Endpoint:
                     f"model and the key in the environment variable {self.key_env}"
                 ) from error
             return Said("", error=str(error))
+        if answer.finish == "content_filter":
+            return Said("", error="the endpoint's filter held the reply back")
         if not isinstance(answer.text, str):
             raise Unanswered(f"a message without text but {answer.text!r}", "see the server's log")
-        return Said(answer.text.strip(), answer.truncated)
+        return Said(answer.text.strip(), answer.finish == "length")

@@ -86,7 +86,7 @@ def _complaint(need: Need, pairs: list[Pair], instruments: Instruments) -> str:
         return "" if len(pairs) > 1 else f"got {len(pairs)}: generate more, or drop the metric"
     if need in _WRITTEN:  # a reply without its label is wrong; a model that never writes one does not take part
         label = _WRITTEN[need]
-        wrote = any(pair.written.get(label, "").strip() for pair in pairs)
+        wrote = any(label in pair.written for pair in pairs)
         remedy = "evaluate a model with predicted fields, or drop the metric"
         return "" if wrote else f"none of the {len(pairs)} replies has one: {remedy}"
     for pair in pairs:

@@ -70,6 +70,11 @@ def pair_up(
     ]
 
 
+def dialogue_of(prompt_id: str) -> str:
+    """The dialogue that a prompt comes from; a prompt of its own, such as a crisis prompt, is one."""
+    return prompt_id.rpartition("#")[0] or prompt_id
+
+
 def unit_ids(pairs: Sequence[Pair], by: Unit) -> list[str]:
     """What is resampled with each pair: its prompt, its dialogue (a prompt's id up to the last #), or the reply alone.
 
@@ -79,7 +84,7 @@ def unit_ids(pairs: Sequence[Pair], by: Unit) -> list[str]:
     if by == "prompt":
         return [pair.prompt_id for pair in pairs]
     if by == "dialogue":
-        return [pair.prompt_id.rpartition("#")[0] or pair.prompt_id for pair in pairs]
+        return [dialogue_of(pair.prompt_id) for pair in pairs]
     if by == "reply":
         seen: Counter[str] = Counter()
         ids = []

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from cluster.settings import SettingsError, load, overrides, read_recipe, require_at_least
 from eval.instruments import MetricsConfig
-from eval.metrics import chosen
+from eval.metrics import METRICS, chosen
 from rollout.config import CorpusConfig
 from rollout.engine_config import RolloutConfig
 
@@ -27,6 +27,7 @@ SUITES = Path(__file__).parent / "suites"
 ArmKind = Literal["model", "endpoint", "echo", "reference", "best_of"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PLACE = re.compile(r"\{([a-z0-9_]+)(?:\.start)?\}")
+BEAM = "beam_rouge_1"
 BEFORE = "before"
 _TABLES = ("arms", "corpora", "published")
 
@@ -80,6 +81,10 @@ class ArmConfig:
     """Further attempts where the endpoint is busy or answers nonsense; then the failure is recorded."""
     concurrency: int = 8
     """Questions at the endpoint at a time."""
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the longest reply; newer models take the second."""
+    temperature: bool = True
+    """Whether the endpoint is told a temperature; some models take none but their own."""
     of: str = ""
     """best_of: the arm whose replies it chooses among."""
     candidates: int = 8
@@ -243,6 +248,10 @@ class Suite:
             name for name in self.settings.crisis.arms if name not in self.arms or self.arms[name].kind == "reference"
         ]:
             raise SettingsError(f"crisis.arms must be arms that can answer anybody, {wrong[0]!r} is none: name others")
+        for row in self.published:
+            metric = row.metric.partition("/")[0] if row.metric.startswith(BEAM) else row.metric
+            if metric not in METRICS or (row.ours and row.ours not in self.arms):
+                raise SettingsError(f"published must name a metric and, in `ours`, an arm of the suite; {row} does not")
         order = list(self.arms)
         for place, (name, arm) in enumerate(self.arms.items()):
             if wrong := sorted(arm.needs - {*order[:place]}):
@@ -304,6 +313,10 @@ def _section(kind: type, table: Mapping[str, Any], origin: str) -> Any:
 
 def _put(tables: dict[str, Any], path: list[str], words: Sequence[str]) -> None:
     *folders, last = path
-    for name in folders:
+    for place, name in enumerate(folders):
         tables = tables.setdefault(name, {})
+        if not isinstance(tables, dict):
+            raise SettingsError(
+                f"the command line: {'.'.join(path[: place + 1])} is a setting and no section, got --{'.'.join(path)}"
+            )
     tables[last] = list(words)

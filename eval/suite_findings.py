@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from eval.comparison import LEVEL, Difference
 from eval.metric import Better
-from eval.suite_config import Suite
-from eval.suite_results import BEAM, Findings, metric_of
+from eval.suite_config import BEAM, Suite
+from eval.suite_results import Findings, metric_of
 
 _SHOWN = 4  # metrics that a sentence names
 
@@ -74,9 +74,33 @@ def _units(suite: Suite) -> str:
     return {"prompt": "prompts", "dialogue": "dialogues", "reply": "replies"}[suite.settings.by]
 
 
-def warnings(suite: Suite, findings: Findings) -> list[str]:
-    """What a reader must know before the figures are believed."""
+_SEES = {  # terms of the reward -> metrics that see the same, by the beginning of their names
+    "rouge": ("rouge_", "beam_rouge_1"), "bleu": ("bleu", "sentence_bleu"), "meteor": ("meteor",), "meteor_nosyn": ("meteor",),
+    "reader": ("rouge_", "bleu", "bertscore"), "bertscore": ("bertscore",), "similarity": ("bertscore",),
+    "emotion_label": ("emotion_label",), "emotion_class": ("emotion_head",), "act": ("act_label",), "preference": ("preference",),
+    "judge": ("judge",), "repetition": ("repetition",), "template": ("template_rate",), "length": ("mean_words",),
+    "crisis_reply": ("crisis_reply", "tier/"),
+}  # fmt: skip
+
+
+def warnings(suite: Suite, findings: Findings, paid: Mapping[str, Collection[str]]) -> list[str]:
+    """What a reader must know before the figures are believed. `paid` are the terms that arms were rewarded for in training."""
     found = list(findings.notes)
+    for arm, terms in paid.items():
+        starts = tuple(start for term in terms for start in _SEES.get(term, ()))
+        if seen := [name for name in suite.settings.metrics if starts and name.startswith(starts)]:
+            found.append(
+                f"{arm} was paid for what these metrics see: {', '.join(seen)}. A rise there is what was trained, no evidence."
+            )
+    for corpus in suite.corpora:
+        for arm in suite.arms:
+            silent = sum(
+                not r.answer.text.strip() for r in findings.rows if (r.corpus, r.arm) == (corpus, arm) and r.values
+            )
+            if silent:
+                found.append(
+                    f"{arm} said nothing in {silent} replies on {corpus}: they are worth 0 in every likeness, and count."
+                )
     for (corpus, arm, metric), (figure, _) in findings.figures.items():
         if metric == "emotion_label":
             majority = findings.figures.get((corpus, arm, "emotion_majority"))

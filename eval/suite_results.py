@@ -9,24 +9,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.arms import Answer, Outcome
-from eval.comparison import Difference, Resamples, compare, holm, interval
+from eval.comparison import LEVEL, Difference, Resamples, compare, finest, holm, interval, refined
 from eval.figures import Measured
 from eval.instruments import Instruments
 from eval.metric import Metric, Need
 from eval.metrics import METRICS, chosen, read
 from eval.pair import Pair, pair_up
-from eval.suite_config import Suite
+from eval.suite_config import BEAM, Suite
 from rewards.preference_measures import Interval
 from rewards.types import Score
 from rollout.types import Prompt
 
-BEAM = "beam_rouge_1"
 _CORPUS = {  # what a corpus has or lacks, whoever answers
     Need.REFERENCE: lambda prompt: prompt.reference.strip(),
     Need.EMOTION: lambda prompt: prompt.emotion.strip(),
     Need.ACT: lambda prompt: prompt.labels.get("dialogue_act", "").strip(),
 }
 _MOST_FAILED = 0.2
+_UNTESTED = ("echo", "reference")  # yardsticks: nobody asks whether a model differs from them by chance
+_BASELINES = ("emotion_majority", "emotion_head_majority", "act_majority")  # the same for every arm
+_ADDITIVE_DRAWS, _COLLECTIVE_DRAWS = 50_000, 10_000
+_FEW_UNITS = 30
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Findings:
     figures: dict[tuple[str, str, str], tuple[Interval, int]]
     """(corpus, arm, metric) -> the figure with its interval, and the number of replies that it is about."""
     differences: dict[str, list[Difference]]
-    """By corpus; corrected over all of them together."""
+    """By corpus: arms that are no yardstick less the baseline arm; corrected over all of them together."""
     missing: dict[str, Counter[str]]
     """Per corpus: why prompts have no figures, and how many they are."""
     notes: list[str]
@@ -76,6 +79,11 @@ def usable(
     """
     for metric in chosen(suite.settings.metrics):
         metric.check_settings(instruments)
+    criteria = instruments.config.rewards.judge.criteria
+    if wrong := [name for name in suite.settings.metrics if name.startswith("judge/") and name[6:] not in criteria]:
+        raise ValueError(
+            f"metric {wrong[0]} needs its criterion in rewards.judge.criteria, which are {', '.join(criteria)}: add it"
+        )
     served: dict[str, list[str]] = {}
     notes = []
     for corpus, asked in prompts.items():
@@ -114,7 +122,7 @@ def find(suite: Suite, asked: Mapping[str, Asked], instruments: Instruments, say
     served, notes = usable(suite, {corpus: part.prompts for corpus, part in asked.items()}, instruments)
     rows: list[Row] = []
     figures: dict[tuple[str, str, str], tuple[Interval, int]] = {}
-    differences: dict[str, list[Difference]] = {}
+    compared: dict[str, list[_Compared]] = {}
     missing: dict[str, Counter[str]] = {}
     for corpus, part in asked.items():
         measured: dict[str, dict[str, Measured]] = {}
@@ -153,11 +161,11 @@ def find(suite: Suite, asked: Mapping[str, Asked], instruments: Instruments, say
                 for i, (pair, answer) in enumerate(zip(pairs, there, strict=True))
             }
             rows += [known.get((a.prompt_id, a.sample)) or _unmeasured(corpus, arm, part.prompts, a) for a in answers]
-        differences[corpus] = _compared(suite, corpus, measured, figures)
+        compared[corpus] = _compared(suite, corpus, measured, figures, notes)
         for size, decoded in part.beams.items():
             beams = _beams(size, part.prompts, {arm: decoded[arm] for arm in decoded if arm in fit}, instruments, suite)
-            differences[corpus] += _compared(suite, corpus, beams, figures)
-    return Findings(rows, figures, _corrected(differences), missing, notes)
+            compared[corpus] += _compared(suite, corpus, beams, figures, notes)
+    return Findings(rows, figures, _corrected(compared, suite, notes), missing, notes)
 
 
 def _for_arm(names: Sequence[str], pairs: list[Pair], instruments: Instruments) -> tuple[list[str], list[str]]:
@@ -191,23 +199,45 @@ def _unmeasured(corpus: str, arm: str, prompts: Sequence[Prompt], answer: Answer
     return Row(corpus, arm, pair_up([prompt], [answer.text])[0], answer, None, {})
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """A difference, and what it is of."""
+
+    found: Difference
+    first: Measured
+    second: Measured
+
+
 def _compared(
     suite: Suite,
     corpus: str,
     measured: Mapping[str, Mapping[str, Measured]],
     figures: dict[tuple[str, str, str], tuple[Interval, int]],
-) -> list[Difference]:
+    notes: list[str],
+) -> list[_Compared]:
     """Writes the arms' figures down; what differs from the baseline, p-values as they are."""
     settings = suite.settings
     if not measured:
         return []
-    resamples = Resamples.of(next(iter(measured.values())), draws=settings.draws, seed=settings.seed)
+    units = next(iter(next(iter(measured.values())).values())).units
+    if len(units) < 2:
+        notes.append(
+            f"{corpus} has no figures: its answered prompts are of {len(units)} {settings.by}, and intervals need two."
+        )
+        return []
+    resamples = Resamples(units, draws=settings.draws, seed=settings.seed)
     for arm, own in measured.items():
         for name, figure in own.items():
             figures[corpus, arm, name] = (interval(figure, resamples), figure.count)
     if suite.against not in measured:
         return []
-    return compare(measured, against=suite.against, draws=settings.draws, seed=settings.seed)
+    tested = {
+        arm: {name: figure for name, figure in own.items() if name not in _BASELINES}
+        for arm, own in measured.items()
+        if arm == suite.against or suite.arms[arm].kind not in _UNTESTED
+    }
+    found = compare(tested, against=suite.against, draws=settings.draws, seed=settings.seed)
+    return [_Compared(one, tested[one.first][one.metric], tested[one.second][one.metric]) for one in found]
 
 
 def _beams(
@@ -226,11 +256,30 @@ def _beams(
     return found
 
 
-def _corrected(differences: dict[str, list[Difference]]) -> dict[str, list[Difference]]:
-    """Holm's correction over all corpora and metrics."""
-    every = [one for found in differences.values() for one in found]
-    p_holm = iter(holm([one.p for one in every]))
-    return {corpus: [replace(one, p_holm=next(p_holm)) for one in found] for corpus, found in differences.items()}
+def _corrected(compared: Mapping[str, list[_Compared]], suite: Suite, notes: list[str]) -> dict[str, list[Difference]]:
+    """Holm's correction over all corpora and metrics. A p-value that its draws alone keep up is first computed from more; where
+    even the smallest that so few units allow would not pass, it is said."""
+    settings = suite.settings
+    every = [one for found in compared.values() for one in found]
+    known = sum(not math.isnan(one.found.p) for one in every)
+    limit = (1 - LEVEL) / max(known, 1)
+    sharper: dict[int, Difference] = {}
+    for one in every:
+        if limit < one.found.p <= 2 / (settings.draws + 1) and finest(one.found.units) <= limit:
+            draws = _ADDITIVE_DRAWS if one.first.figure.additive else _COLLECTIVE_DRAWS
+            sharper[id(one)] = refined(one.found, one.first, one.second, draws=draws, seed=settings.seed)
+    for corpus, found in compared.items():
+        units = min((one.found.units for one in found), default=_FEW_UNITS)
+        if finest(units) > limit:
+            notes.append(
+                f"{corpus} has {units} {settings.by}s: with {known} comparisons no difference, however large, could pass the "
+                "paired test; compare fewer, or take more prompts."
+            )
+        elif units < _FEW_UNITS:
+            notes.append(f"{corpus} has {units} {settings.by}s only: intervals over so few are too narrow.")
+    done = {corpus: [sharper.get(id(one), one.found) for one in found] for corpus, found in compared.items()}
+    p_holm = iter(holm([one.p for found in done.values() for one in found]))
+    return {corpus: [replace(one, p_holm=next(p_holm)) for one in found] for corpus, found in done.items()}
 
 
 def metric_of(name: str) -> Metric:

@@ -27,7 +27,7 @@ def markdown(suite: Suite, findings: Findings, told: Sequence[str], warned: Sequ
         arms = [arm for arm in suite.arms if any((corpus, arm, name) in findings.figures for name in names)]
         if not names:
             continue
-        best = {name: _best(findings, corpus, arms, name) for name in names}
+        best = {name: _best(suite, findings, corpus, arms, name) for name in names}
         sure = {(one.first, one.metric) for one in findings.differences[corpus] if one.significant}
         lines += ["", f"## {corpus}", "", f"| arm | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
         for arm in arms:
@@ -65,13 +65,11 @@ def _published(suite: Suite, source: str, findings: Findings) -> list[str]:
     return lines
 
 
-def _best(findings: Findings, corpus: str, arms: Sequence[str], name: str) -> set[str]:
-    """The arms with the best value; none where there is no better, or nothing to compare."""
+def _best(suite: Suite, findings: Findings, corpus: str, arms: Sequence[str], name: str) -> set[str]:
+    """The arms with the best value; none where there is no better, or nothing to compare. The reference is its own ceiling."""
     better = metric_of(name).better
-    values = {
-        arm: findings.figures[corpus, arm, name][0].value for arm in arms if (corpus, arm, name) in findings.figures
-    }
-    values = {arm: value for arm, value in values.items() if math.isfinite(value)}
+    figures = {arm: findings.figures.get((corpus, arm, name)) for arm in arms if suite.arms[arm].kind != "reference"}
+    values = {arm: figure[0].value for arm, figure in figures.items() if figure and math.isfinite(figure[0].value)}
     if better is Better.NEITHER or len(set(values.values())) < 2:
         return set()
     best = max(values.values()) if better is Better.HIGHER else min(values.values())

@@ -24,11 +24,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """The words of the first choice, None where it has none; whether the token limit ended them; the tokens that the server
-    counted, 0 where it does not."""
+    """The words of the first choice, None where it has none; why they ended (stop, length, content_filter, ...); the tokens that
+    the server counted, 0 where it does not."""
 
     text: str | None
-    truncated: bool
+    finish: str | None
     prompt_tokens: int
     completion_tokens: int
 
@@ -56,6 +56,6 @@ async def complete(
     try:  # the client checks no shapes
         choice, usage = answer.choices[0], answer.usage
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Completion(choice.message.content, choice.finish_reason == "length", *tokens)
+        return Completion(choice.message.content, choice.finish_reason, *tokens)
     except (AttributeError, IndexError, TypeError) as error:
         raise Unanswered(f"no chat completion with a choice but {str(answer)[:80]!r}", not_chat) from error

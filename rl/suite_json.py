@@ -33,7 +33,7 @@ def results_json(
     findings: Findings,
     parts: Mapping[str, Asked],
     models: Mapping[str, Model],
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, float | None],
     provenance: Mapping[str, Any],
     told: Sequence[str],
     warned: Sequence[str],
@@ -83,7 +83,7 @@ def _corpus(suite: Suite, name: str, part: Asked, findings: Findings) -> dict[st
 
 
 def _arm(
-    suite: Suite, name: str, model: Model | None, parts: Mapping[str, Asked], seconds: Mapping[str, float]
+    suite: Suite, name: str, model: Model | None, parts: Mapping[str, Asked], seconds: Mapping[str, float | None]
 ) -> dict[str, Any]:
     arm = suite.arms[name]
     answers = [answer for part in parts.values() for answer in part.answers[name]]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.settings import SettingsError, load, overrides
 from cluster.tracking import METRICS_FILE, read_metrics
 from eval.adapters import merged_model
+from eval.answer_cache import model_key
 from eval.suite_config import BEFORE, Suite, train_words
+from rewards.config import RewardsConfig
 from rl.config import PpoRecipe
 from rl.recipe_files import find, job_of, recipe_type
 from rl.records import SETTINGS
 from rl.sft_config import SftRecipe
+from rollout.corpora import load as load_corpus
 
+Recipe = TypeVar("Recipe", bound=PpoRecipe | SftRecipe)
 CURVES = ("reward/mean", "policy/kl", "rollout/length", "heldout/reward")
 
 
@@ -48,11 +53,13 @@ def make(suite: Suite, name: str, models: Mapping[str, Model], say: Callable[[st
     for place, command in enumerate(arm.train):
         known = {**models, BEFORE: Model(_policy(runs[-1]))} if runs else models
         say(f"training {name}: {command}")
-        runs.append(_run(_recipe(suite, name, place, _filled(command, known))))
+        runs.append(_run(_named(_recipe(suite, name, place, _filled(command, known)))))
     source = _filled(arm.model, models) if arm.model else _policy(runs[-1])
     if arm.adapter:
-        folder = suite.directory / "cache" / f"{name}-merged"
-        source = str(merged_model(source, arm.revision, Path(_filled(arm.adapter, models)), folder))
+        adapter = Path(_filled(arm.adapter, models))
+        parts = [model_key(source, arm.revision), model_key(str(adapter), "")]
+        folder = suite.directory / "cache" / f"{name}-merged-{_short(parts)}"
+        source = str(merged_model(source, arm.revision, adapter, folder))
     if Path(source).is_dir():
         source = str(Path(source).resolve())  # engines start elsewhere
     start = _start(runs[0]) if runs else ""
@@ -87,6 +94,33 @@ def _recipe(suite: Suite, name: str, place: int, command: str) -> PpoRecipe | Sf
         return load(recipe_type(job), path, sample=sample, origin=f"suite {suite.settings.name}", argv=words[1:])
     except SettingsError as error:
         raise SettingsError(f"arms.{name}.train {command!r}: {error}") from error
+
+
+def _named(recipe: Recipe) -> Recipe:
+    """The recipe under a name that holds all that its result depends on: settings, the corpus's files, the weights that it begins
+    with. A changed setting, corpus or start makes a new run, and never goes on with another one's checkpoints."""
+    settings = {**asdict(recipe), "name": "", "runs": ""}
+    corpus = load_corpus(recipe.corpus).provenance
+    start = model_key(recipe.model.path, recipe.model.revision) if recipe.model.path else ""
+    return replace(recipe, name=f"{recipe.name}-{_short([settings, corpus['files'], start])}")
+
+
+def _short(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def paid_terms(suite: Suite, name: str) -> list[str]:
+    """The terms of the reward that an arm was trained on, or is chosen by."""
+    arm = suite.arms[name]
+    rewards = [recipe.rewards for recipe in recipes(suite, name) if isinstance(recipe, PpoRecipe)]
+    if arm.kind == "best_of":
+        rewards = [reward_of(arm.reward)]
+    return [term for config in rewards[-1:] for term in config.weights]
+
+
+def reward_of(name: str) -> RewardsConfig:
+    """The reward settings of a recipe."""
+    return load(PpoRecipe, find(name)).rewards
 
 
 def _filled(text: str, models: Mapping[str, Model]) -> str:

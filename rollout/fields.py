@@ -31,6 +31,11 @@ class Fields:
         self.config = config
         self._modes = {name: mode for name, mode in asdict(config).items() if name in NAMES and mode != "none"}
 
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The labels that the policy writes before its reply."""
+        return tuple(name for name in NAMES if self._modes.get(name) == "predicted")
+
     def of_turn(self, turn: Turn) -> str:
         """What stands before a turn of the history."""
         if turn.speaker is Speaker.THERAPIST:

@@ -116,7 +116,7 @@ def test_an_adapter_on_its_base_is_what_peft_computes(tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora).save_pretrained(tmp_path / "adapter")
     folder = merged_model(str(model), "", tmp_path / "adapter", tmp_path / "merged")
-    assert merged_model(str(model), "", tmp_path / "gone", folder) == folder  # made once
+    assert merged_model(str(model), "", tmp_path / "adapter", folder) == folder
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "adapter")
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
@@ -145,7 +145,7 @@ def test_the_same_command_asks_nobody_again(
     def nobody(*_: object) -> None:
         raise RuntimeError("an engine was started")
 
-    monkeypatch.setattr("rl.evaluate.Placement", nobody)
+    monkeypatch.setattr("rl.suite_answers.Placement", nobody)
     words = ["evaluate", str(suite / "small.toml"), "--runs", str(suite / "runs")]
     try:
         assert main(words) == 0
@@ -166,7 +166,10 @@ def test_the_same_command_asks_nobody_again(
         (["psychologist_table1_loca"], ["psychologist_table1_local"]),
         (["psychologist_table1_local", "--metrics", "rouge_7"], ["rouge_7", "rouge_1"]),
         (["psychologist_table1"], ["data/ESConv.json"]),
-        (["psychologist_table1_local", "--corpora.test.min_reference_words", "9999"], ["corpora.test", "two prompts"]),
+        (
+            ["psychologist_table1_local", "--corpora.test.min_reference_words", "9999"],
+            ["corpora.test", "two dialogues"],
+        ),
         (["psychologist_table1_local", "--arms.echo.kind", "eco"], ["kind", "eco"]),
         (["context_emotion_local", "--metrics", "judge", "rouge_l"], ["judge", "rewards.judge.url"]),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cluster.settings import SettingsError
 from eval.answer_cache import kept, model_key, prompts_key
 from eval.arms import Answer, BestOf, Echo, Engine, Outcome, Reference, Remote
 from eval.comparison import holm
-from eval.endpoint import Endpoint, EndpointRefused
+from eval.endpoint import Endpoint
 from eval.instruments import Instruments, MetricsConfig
 from eval.metrics import measure
 from eval.pair import pair_up
@@ -25,8 +27,13 @@ from eval.suite_results import Asked, Findings, find, usable
 from eval.suite_table import comma_separated, markdown, replies
 from rewards.config import CrisisConfig, JudgeConfig, RewardsConfig
 from rewards.types import RewardError, Score, ScoredRollout
+from rl.suite_answers import _Arm
 from rl.suite_json import results_json
-from rl.suite_training import recipes
+from rl.suite_training import Model, _named, recipes
+from rollout.chat import Chat
+from rollout.config import CorpusConfig, FieldsConfig
+from rollout.corpora import load as load_corpus
+from rollout.tokenizer import train_tokenizer
 from rollout.types import Finish, Prompt, Rollout, Sampling, Speaker, Turn
 from tests.faulty_server import Fault, FaultyServer, body, drop, hang, status
 
@@ -43,6 +50,10 @@ kind = "echo"
 [arms.gold]
 kind = "reference"
 title = "therapist"
+[arms.made]
+kind = "endpoint"
+url = "http://127.0.0.1:1/v1"
+model = "m"
 """
 
 
@@ -111,13 +122,16 @@ def test_every_shipped_suite_is_sound_and_has_a_local_twin() -> None:
         (SMALL + "[generation]\nmax_tokens = 4000\n", ["max_model_len", "4512"]),
         (SMALL + "[[published]]\nsource = 'x'\n", ["published", "metric"]),
         ('name = "x"\n[corpora.test]\n', ["arms"]),
-        (SMALL.replace('main = "rouge_l"', ""), []),
+        (SMALL.replace("by =", 'main = "meteor"\nby ='), ["main", "rouge_l", "'meteor'"]),
+        (SMALL + "[[published]]\nsource='x'\narm='y'\nmetric='rouge_9'\nvalue=1.0\n", ["published", "rouge_9"]),
+        (
+            SMALL + "[[published]]\nsource='x'\narm='y'\nmetric='bleu'\nvalue=1.0\nours='nobody'\n",
+            ["published", "nobody"],
+        ),
+        (SMALL + "[crisis]\narms = ['gold']\n", ["crisis.arms", "'gold'"]),
     ],
 )
 def test_what_is_wrong_is_named(text: str, words: Sequence[str], tmp_path: Path) -> None:
-    if not words:
-        suite(tmp_path, text)
-        return
     with pytest.raises(SettingsError) as raised:
         suite(tmp_path, text)
     assert all(word in str(raised.value) for word in words), str(raised.value)
@@ -128,6 +142,14 @@ def test_the_command_line_changes_arms_and_corpora(tmp_path: Path) -> None:
     assert chosen.corpora["test"].prompts == 7
     assert chosen.arms["gold"].title == "people"
     assert chosen.settings.draws == 300
+
+
+@pytest.mark.parametrize(
+    "words", [["--name.foo", "1"], ["--published.x", "1"], ["--arms.plain.kind.x", "1"], ["--help"]]
+)
+def test_overrides_that_are_none_are_refused(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        suite(tmp_path, SMALL, *words)
 
 
 @pytest.mark.parametrize("command", ["ppo", "talk local", "sft local", "ppo no_such_recipe", "ppo local --ppo.lr 3"])
@@ -200,7 +222,7 @@ class ByWords:
 def test_best_of_takes_the_best_of_each_samples_own_candidates() -> None:
     """With two samples of four candidates each, sample 0 chooses among replies 0 to 3 and sample 1 among 4 to 7; of equals the
     first is taken, and a reply that the engine gave up never wins."""
-    engine = Engine(Counting(), None, Sampling(n=2))  # type: ignore[arg-type]
+    engine = Engine(Counting(), chat(), Sampling(n=2))
     found = BestOf(engine, ByWords(10), 4).answers(prompts(2))  # type: ignore[arg-type]
     assert [(a.sample, len(a.text.split())) for a in found] == [(0, 4), (1, 8)] * 2
     capped = BestOf(engine, ByWords(2), 4).answers(prompts(1))  # type: ignore[arg-type]
@@ -210,9 +232,24 @@ def test_best_of_takes_the_best_of_each_samples_own_candidates() -> None:
 
 
 def test_an_aborted_reply_is_a_failure_not_an_empty_one() -> None:
-    engine = Engine(Counting(), None, Sampling(n=1))  # type: ignore[arg-type]
-    [answer] = engine.answers(prompts(1))
+    [answer] = Engine(Counting(), chat(), Sampling(n=1)).answers(prompts(1))
     assert answer.outcome is Outcome.FAILED and answer.error
+
+
+def test_a_label_that_is_not_written_is_wrong_and_not_absent() -> None:
+    """A model that was taught to write the emotion first and stops doing so scores 0, not a dash."""
+    asked = prompts(3)
+    answers = Engine(Counting(), chat(FieldsConfig(emotion="predicted")), Sampling(n=2)).answers(asked)[1::2]
+    assert all(answer.written == {"emotion": ""} for answer in answers)
+    pairs = pair_up(asked, [a.text for a in answers], written=[a.written for a in answers])
+    assert measure(["emotion_label"], pairs, RULES)["emotion_label"].value == 0
+    with pytest.raises(ValueError, match="none of the 3 replies"):
+        measure(["emotion_label"], pair_up(asked, ["a", "b", "c"]), RULES)
+
+
+@cache
+def chat(fields: FieldsConfig | None = None) -> Chat:
+    return Chat(train_tokenizer(load_corpus(CorpusConfig()).train, 400), fields=fields)
 
 
 def completion(text: object, finish: str = "stop") -> dict[str, Any]:
@@ -226,6 +263,7 @@ def completion(text: object, finish: str = "stop") -> dict[str, Any]:
 def remote(
     server: FaultyServer, cache: Path, *, retries: int = 1, timeout_s: float = 5.0, samples: int = 1, at_once: int = 4
 ) -> Remote:
+    cache.mkdir(exist_ok=True)
     endpoint = Endpoint(server.url, "m", "NO_SUCH_KEY", timeout_s, retries, at_once)
     return Remote(endpoint, Sampling(samples, 20, 0.7, 3), "Be kind.", cache / "answers.sqlite")
 
@@ -284,9 +322,21 @@ def test_who_does_not_answer_is_recorded_with_the_reason_and_asked_again_next_ti
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
-def test_a_refused_key_or_a_wrong_address_ends_it_at_once(code: int, tmp_path: Path) -> None:
-    with FaultyServer(echoing, [status(code)] * 9) as server, pytest.raises(EndpointRefused, match="NO_SUCH_KEY"):
-        remote(server, tmp_path).answers(prompts(2))
+def test_a_refused_key_or_a_wrong_address_fails_the_arm_and_nobody_else(code: int, tmp_path: Path) -> None:
+    """Asked once and not again; every answer is a failure that names the key's variable."""
+    with FaultyServer(echoing, [status(code)] * 9) as server:
+        answers = remote(server, tmp_path, at_once=1).answers(prompts(3))
+    assert len(server.heard) == 1 and len(answers) == 3
+    assert all(a.outcome is Outcome.FAILED and "NO_SUCH_KEY" in a.error for a in answers)
+
+
+def test_what_an_endpoint_is_told_and_what_its_filter_holds_back(tmp_path: Path) -> None:
+    with FaultyServer(lambda request: completion("", "content_filter")) as server:
+        endpoint = Endpoint(server.url, "m", "NO_SUCH_KEY", 5.0, 0, 4, "max_completion_tokens", temperature=False)
+        [answer] = Remote(endpoint, Sampling(1, 20, 0.7, 3), "", tmp_path / "answers.sqlite").answers(prompts(1))
+    assert answer.outcome is Outcome.FAILED and "filter" in answer.error
+    [told] = server.heard
+    assert told["max_completion_tokens"] == 20 and "max_tokens" not in told and "temperature" not in told
 
 
 def test_a_truncated_answer_and_one_without_text(tmp_path: Path) -> None:
@@ -294,7 +344,7 @@ def test_a_truncated_answer_and_one_without_text(tmp_path: Path) -> None:
         [answer] = remote(server, tmp_path).answers(prompts(1))
     assert answer.outcome is Outcome.TRUNCATED
     with FaultyServer(lambda request: completion(None)) as server:
-        [answer] = remote(server, tmp_path / "..", retries=0).answers(prompts(1))
+        [answer] = remote(server, tmp_path / "other", retries=0).answers(prompts(1))
     assert answer.outcome is Outcome.FAILED and "without text" in answer.error
 
 
@@ -358,25 +408,25 @@ def judge_at(server: FaultyServer) -> Instruments:
 
 def test_figures_are_those_of_the_metrics_and_the_reference_is_its_own_likeness(tmp_path: Path) -> None:
     chosen, asked = suite(tmp_path), prompts()
-    found = findings_of(chosen, {"plain": Echo().answers(asked), "gold": Reference().answers(asked)}, asked)
+    found = findings_of(chosen, {"plain": Echo().answers(asked), "made": Reference().answers(asked)}, asked)
     alone = measure(["rouge_l", "bleu", "distinct_2"], pair_up(asked, [p.last_client_turn for p in asked]), RULES)
     for name, measured in alone.items():
         assert found.figures["test", "plain", name][0].value == pytest.approx(measured.value, abs=1e-12)
-    assert found.figures["test", "gold", "rouge_l"][0].value == 1.0
+    assert found.figures["test", "made", "rouge_l"][0].value == 1.0
     [difference] = [one for one in found.differences["test"] if one.metric == "rouge_l"]
-    assert (difference.first, difference.second) == ("gold", "plain") and difference.significant
+    assert (difference.first, difference.second) == ("made", "plain") and difference.significant
     rows = {(row.arm, row.pair.prompt_id): row for row in found.rows}
-    assert rows["gold", "d0#0"].values["rouge_l"] == 1.0 and len(rows) == 2 * len(asked)
+    assert rows["made", "d0#0"].values["rouge_l"] == 1.0 and len(rows) == 2 * len(asked)
 
 
 def test_a_failure_is_no_zero_and_leaves_the_pairing_whole(tmp_path: Path) -> None:
     """One arm fails on two of twelve prompts: both arms are measured on the other ten, it is said, and the rows have the reason."""
     chosen, asked = suite(tmp_path), prompts()
-    gold = Reference().answers(asked)
-    gold[3] = Answer(gold[3].prompt_id, 0, "", Outcome.FAILED, "status 500")
-    gold[7] = Answer(gold[7].prompt_id, 0, "", Outcome.FAILED, "status 500")
-    found = findings_of(chosen, {"plain": Echo().answers(asked), "gold": gold}, asked)
-    assert found.figures["test", "gold", "rouge_l"][0].value == 1.0
+    made = Reference().answers(asked)
+    made[3] = Answer(made[3].prompt_id, 0, "", Outcome.FAILED, "status 500")
+    made[7] = Answer(made[7].prompt_id, 0, "", Outcome.FAILED, "status 500")
+    found = findings_of(chosen, {"plain": Echo().answers(asked), "made": made}, asked)
+    assert found.figures["test", "made", "rouge_l"][0].value == 1.0
     assert {count for _, count in found.figures.values()} == {10}
     assert found.missing["test"] == {"some arm gave no answer": 2}
     assert any("2 prompts of test are left out" in note for note in found.notes)
@@ -389,28 +439,28 @@ def test_a_failure_is_no_zero_and_leaves_the_pairing_whole(tmp_path: Path) -> No
 def test_an_arm_that_mostly_fails_takes_nobody_along(tmp_path: Path) -> None:
     chosen, asked = suite(tmp_path), prompts()
     dead = [Answer(p.id, 0, "", Outcome.FAILED, "status 503") for p in asked]
-    found = findings_of(chosen, {"plain": Echo().answers(asked), "gold": dead}, asked)
+    found = findings_of(chosen, {"plain": Echo().answers(asked), "made": dead}, asked)
     assert {arm for _, arm, _ in found.figures} == {"plain"} and not found.differences["test"]
-    assert any("gold failed on 12 of 12" in note and "status 503" in note for note in found.notes)
-    told, warned = sentences(chosen, found), warnings(chosen, found)
-    assert "gold" not in " ".join(told) and any("gold failed" in line for line in warned)
+    assert any("made failed on 12 of 12" in note and "status 503" in note for note in found.notes)
+    told, warned = sentences(chosen, found), warnings(chosen, found, {})
+    assert "made" not in " ".join(told) and any("made failed" in line for line in warned)
     assert "nan" not in markdown(chosen, found, told, warned)
 
 
 def test_empty_replies_are_measured_as_such(tmp_path: Path) -> None:
     """An arm that says nothing has likeness 0 and 0 words, and is no failure."""
     chosen, asked = suite(tmp_path), prompts()
-    found = findings_of(chosen, {"plain": said(lambda p: "", asked), "gold": Reference().answers(asked)}, asked)
+    found = findings_of(chosen, {"plain": said(lambda p: "", asked), "made": Reference().answers(asked)}, asked)
     assert (
         found.figures["test", "plain", "mean_words"][0].value == 0 == found.figures["test", "plain", "rouge_l"][0].value
     )
-    assert any("collapsed" in line for line in warnings(chosen, found))
+    assert any("collapsed" in line for line in warnings(chosen, found, {}))
 
 
 def test_p_values_are_corrected_over_all_corpora(tmp_path: Path) -> None:
     chosen = suite(tmp_path, SMALL.replace("[corpora.test]", "[corpora.test]\n[corpora.other]"))
     asked = prompts()
-    part = Asked(asked, {}, {"plain": Echo().answers(asked), "gold": Reference().answers(asked)}, {})
+    part = Asked(asked, {}, {"plain": Echo().answers(asked), "made": Reference().answers(asked)}, {})
     found = find(chosen, {"test": part, "other": part}, RULES, lambda line: None)
     every = [one for corpus in found.differences.values() for one in corpus]
     assert [one.p_holm for one in every] == pytest.approx(holm([one.p for one in every]), nan_ok=True)
@@ -419,22 +469,22 @@ def test_p_values_are_corrected_over_all_corpora(tmp_path: Path) -> None:
 
 def test_arms_that_are_alike_are_not_said_to_differ(tmp_path: Path) -> None:
     chosen, asked = suite(tmp_path), prompts()
-    found = findings_of(chosen, {"plain": Echo().answers(asked), "gold": Echo().answers(asked)}, asked)
+    found = findings_of(chosen, {"plain": Echo().answers(asked), "made": Echo().answers(asked)}, asked)
     told = " ".join(sentences(chosen, found))
     assert "beyond chance" in told and "better" not in told and " 0 are significant" in told
 
 
 def test_the_sentences_say_which_way_is_better(tmp_path: Path) -> None:
     chosen, asked = suite(tmp_path), prompts(40)
-    found = findings_of(chosen, {"plain": said(lambda p: "I see", asked), "gold": Reference().answers(asked)}, asked)
+    found = findings_of(chosen, {"plain": said(lambda p: "I see", asked), "made": Reference().answers(asked)}, asked)
     [first, *_] = sentences(chosen, found)
     assert (
-        "therapist against plain" in first
+        "made against plain" in first
         and "better in" in first
         and "rouge_l" in first
         and "different in mean_words" in first
     )
-    worse = findings_of(chosen, {"gold": said(lambda p: "I see", asked), "plain": Reference().answers(asked)}, asked)
+    worse = findings_of(chosen, {"made": said(lambda p: "I see", asked), "plain": Reference().answers(asked)}, asked)
     assert "worse in" in sentences(chosen, worse)[0]
 
 
@@ -461,32 +511,157 @@ def test_settings_that_a_metric_needs_are_asked_for_before_anything_runs(name: s
 
 def test_beams_have_columns_of_their_own(tmp_path: Path) -> None:
     chosen, asked = suite(tmp_path), prompts()
-    decoded = {4: {"plain": Echo().answers(asked[:6]), "gold": Reference().answers(asked[:6])}}
-    part = Asked(asked, {}, {"plain": Echo().answers(asked), "gold": Reference().answers(asked)}, decoded)
+    decoded = {4: {"plain": Echo().answers(asked[:6]), "made": Reference().answers(asked[:6])}}
+    part = Asked(asked, {}, {"plain": Echo().answers(asked), "made": Reference().answers(asked)}, decoded)
     found = find(chosen, {"test": part}, RULES, lambda line: None)
-    assert found.figures["test", "gold", "beam_rouge_1/4"] == (found.figures["test", "gold", "beam_rouge_1/4"][0], 6)
-    assert found.figures["test", "gold", "beam_rouge_1/4"][0].value == pytest.approx(100)
+    assert found.figures["test", "made", "beam_rouge_1/4"] == (found.figures["test", "made", "beam_rouge_1/4"][0], 6)
+    assert found.figures["test", "made", "beam_rouge_1/4"][0].value == pytest.approx(100)
     assert "beam_rouge_1/4" in markdown(chosen, found, [], [])
 
 
 def test_tables_hold_the_figures(tmp_path: Path) -> None:
     """table.csv has each figure to the last bit, table.md the same to three digits, results.json without a nan."""
     chosen, asked = suite(tmp_path), prompts()
-    answers = {"plain": Echo().answers(asked), "gold": Reference().answers(asked)}
+    answers = {
+        name: arm.answers(asked) for name, arm in (("plain", Echo()), ("gold", Reference()), ("made", Reference()))
+    }
     found = findings_of(chosen, answers, asked)
     rows = list(csv.DictReader(io.StringIO(comma_separated(chosen, found))))
     assert len(rows) == len(found.figures)
     for row in rows:
         figure, count = found.figures[row["corpus"], row["arm"], row["metric"]]
         assert float(row["value"]) == figure.value and int(row["replies"]) == count
-        assert (row["difference"] == "") == (row["arm"] == "plain")
+        assert (row["difference"] == "") == (row["arm"] != "made")
     shown = markdown(chosen, found, ["A sentence."], ["A warning."])
-    assert (
-        "| therapist | **1.000**\\* [1.000, 1.000] |" in shown
-        and "A sentence." in shown
-        and "not a substitute" in shown
-    )
+    assert "| made | **1.000**\\* [1.000, 1.000] |" in shown and "A sentence." in shown and "not a substitute" in shown
     parts = {"test": Asked(asked, {}, answers, {})}
-    document = results_json(chosen, found, parts, {}, {"plain": 0.1, "gold": 0.1}, {}, [], [])
+    document = results_json(chosen, found, parts, {}, {"plain": 0.1, "made": None, "gold": None}, {}, [], [])
     assert {row["group"] for row in document["metrics"]} == {"likeness", "variety", "length", "safety"}
     assert all(figure["value"] is None or math.isfinite(figure["value"]) for figure in document["figures"])
+
+
+def test_yardsticks_are_not_tested_nor_called_best(tmp_path: Path) -> None:
+    """The therapist and the echo have figures and intervals, no p-values: they would only make the correction harder."""
+    chosen, asked = suite(tmp_path, SMALL.replace('against = "plain"', 'against = "made"')), prompts()
+    answers = {
+        "plain": Echo().answers(asked),
+        "gold": Reference().answers(asked),
+        "made": said(lambda p: p.reference[:9], asked),
+    }
+    found = findings_of(chosen, answers, asked)
+    assert found.differences["test"] == [] and found.figures["test", "gold", "rouge_l"][0].value == 1.0
+    assert "| therapist | 1.000 [1.000, 1.000] |" in markdown(chosen, found, [], [])
+
+
+@pytest.mark.parametrize(("count", "possible"), [(12, False), (60, True)])
+def test_a_large_difference_can_be_significant_where_there_are_enough_units(
+    count: int, possible: bool, tmp_path: Path
+) -> None:
+    """Arms that differ as much as can be, many of them: over 20 dialogues they pass, by more draws where the first were too few; over
+    4 none could, and the warnings say so instead of calling the arms alike."""
+    more = "".join(f'[arms.m{i}]\nkind = "endpoint"\nurl = "http://127.0.0.1:1/v1"\nmodel = "m"\n' for i in range(19))
+    text = SMALL.replace('by = "prompt"', 'by = "dialogue"').replace("draws = 400", "draws = 100") + more
+    chosen, asked = (
+        suite(tmp_path, text.replace('"distinct_2", "mean_words", "duplicate_rate", "safety/gated"', '"mean_words"')),
+        prompts(count),
+    )
+    answers = {"plain": said(lambda p: "Hm", asked), **{f"m{i}": Reference().answers(asked) for i in range(19)}}
+    found = findings_of(chosen, answers, asked)
+    likeness = [one for one in found.differences["test"] if one.metric == "rouge_l"]
+    assert len(likeness) == 19 and all(one.significant is possible for one in likeness)
+    assert any("no difference, however large" in note for note in found.notes) is not possible
+
+
+def test_an_arm_is_not_praised_for_what_it_was_paid_for(tmp_path: Path) -> None:
+    chosen, asked = suite(tmp_path), prompts()
+    found = findings_of(chosen, {"plain": Echo().answers(asked), "made": Reference().answers(asked)}, asked)
+    warned = " ".join(warnings(chosen, found, {"made": ["rouge", "emotion"]}))
+    assert "made was paid for what these metrics see: rouge_l." in warned
+    assert "paid" not in " ".join(warnings(chosen, found, {"made": ["emotion"]}))
+
+
+def key_of(tmp_path: Path, text: str, name: str, *argv: str) -> dict[str, Any]:
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text("{}")
+    models = {arm: Model(str(model)) for arm in ("sft", "best")}
+    return _Arm(suite(tmp_path, text, *argv), name, models, {}).key
+
+
+BOTH = SMALL + '[arms.sft]\nmodel = "x"\n[arms.best]\nkind = "best_of"\nof = "sft"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("sft", ["--arms.sft.dtype", "float32"]),
+        ("sft", ["--generation.max_tokens", "9"]),
+        ("sft", ["--generation.temperature", "0.5"]),
+        ("sft", ["--generation.system", "Be kind."]),
+        ("sft", ["--generation.samples", "2"]),
+        ("sft", ["--seed", "1"]),
+        ("best", ["--arms.sft.dtype", "float32"]),
+        ("best", ["--arms.best.candidates", "3"]),
+        ("best", ["--arms.best.reward", "gpt2_local"]),
+        ("made", ["--arms.made.url", "http://other/v1"]),
+        ("made", ["--arms.made.model", "n"]),
+        ("made", ["--arms.made.limit", "max_completion_tokens"]),
+    ],
+)
+def test_whatever_changes_an_answer_changes_its_key(name: str, argv: list[str], tmp_path: Path) -> None:
+    assert key_of(tmp_path, BOTH, name) == key_of(tmp_path, BOTH, name)
+    assert key_of(tmp_path, BOTH, name, *argv) != key_of(tmp_path, BOTH, name)
+
+
+def test_what_changes_no_answer_changes_no_key(tmp_path: Path) -> None:
+    """Titles, resamples, other metrics; with perplexity the engines' limit counts, since references are cut there."""
+    words = [
+        "--draws",
+        "900",
+        "--arms.sft.title",
+        "SFT",
+        "--arms.made.timeout_s",
+        "9",
+        "--metrics",
+        "rouge_l",
+        "token_f1",
+    ]
+    assert key_of(tmp_path, BOTH, "sft", *words) == key_of(tmp_path, BOTH, "sft")
+    limit, scored = ["--rollout.max_model_len", "2048"], ["--metrics", "rouge_l", "perplexity"]
+    assert key_of(tmp_path, BOTH, "sft", *limit) == key_of(tmp_path, BOTH, "sft")
+    assert key_of(tmp_path, BOTH, "sft", *scored, *limit) != key_of(tmp_path, BOTH, "sft", *scored)
+
+
+def test_trained_runs_are_named_by_all_that_made_them(tmp_path: Path) -> None:
+    """Another setting, corpus or starting model makes another run; another title does not."""
+    corpus = tmp_path / "c.jsonl"
+    turns = [{"speaker": "client", "text": "I am sad."}, {"speaker": "therapist", "text": "What makes you sad?"}]
+
+    def write(word: str) -> None:
+        rows = [[{"speaker": "client", "text": f"I am sad, {i}."}, turns[1]] for i in range(12)]
+        corpus.write_text(
+            "".join(json.dumps({"id": f"s{i}", "topic": word, "turns": row}) + "\n" for i, row in enumerate(rows))
+        )
+
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text("{}")
+
+    def name(*argv: str, command: str = f"sft sft_local --model.path {start}") -> str:
+        text = (
+            SMALL.replace("[corpora.test]", f'[corpora.test]\nformat = "jsonl"\npath = "{corpus}"')
+            + f'[arms.m]\ntrain = ["{command}"]\n'
+        )
+        [recipe] = recipes(suite(tmp_path, text, *argv), "m")
+        return _named(recipe).name
+
+    write("loss")
+    first = name()
+    assert name("--arms.m.title", "Other") == first
+    assert name("--seed", "3") != first
+    assert name(command=f"sft sft_local --model.path {start} --sft.lr 1e-5") != first
+    (start / "config.json").write_text("{ }")
+    assert name() != first
+    (start / "config.json").write_text("{}")
+    write("work")
+    assert name() != first
