@@ -557,8 +557,8 @@ def test_yardsticks_are_not_tested_nor_called_best(tmp_path: Path) -> None:
 def test_a_large_difference_can_be_significant_where_there_are_enough_units(
     count: int, possible: bool, tmp_path: Path
 ) -> None:
-    """Arms that differ as much as can be, many of them: over 20 dialogues they pass, by more draws where the first were too few; over
-    4 none could, and the warnings say so instead of calling the arms alike."""
+    """Arms that differ as much as can be, many of them: over 20 dialogues they pass, by more draws where the first were too few;
+    over 4 none could, and the warnings say so instead of calling the arms alike."""
     more = "".join(f'[arms.m{i}]\nkind = "endpoint"\nurl = "http://127.0.0.1:1/v1"\nmodel = "m"\n' for i in range(19))
     text = SMALL.replace('by = "prompt"', 'by = "dialogue"').replace("draws = 400", "draws = 100") + more
     chosen, asked = (
