@@ -87,7 +87,7 @@ PAIRS: tuple[tuple[str, str, tuple[Curve, Curve]], ...] = (
 )
 
 
-_WHOLE = tuple(f"reward/{name}" for name in ("mean", "std", "min", "max"))  # of the reward itself, not of a part
+_WHOLE = tuple(f"reward/{name}" for name in ("mean", "std", "min", "max", "dropped"))  # no parts
 
 
 def reward_figure(log: Log, change: Change | None) -> list[Figure]:

@@ -137,7 +137,7 @@ class Run:
         """Return the keys of all replies of logged steps, in order, and how many rollout files were unreadable.
 
         Files of later steps than the log's last are left out: they belong to a step that is not complete, or that a
-        resumed run has yet to take again.
+        resumed run has yet to take again. Replies that nobody judged have no reward, and are left out.
         """
         keys: list[ReplyKey] = []
         unreadable = 0
@@ -151,7 +151,11 @@ class Run:
                 unreadable += 1
                 continue
             cells = zip(columns["prompt_id"], columns["reward"], columns["flags"], strict=True)
-            keys += [ReplyKey(int(row["step"]), i, p, float(r), bool(f)) for i, (p, r, f) in enumerate(cells)]
+            keys += [
+                ReplyKey(int(row["step"]), i, p, float(r), bool(f))
+                for i, (p, r, f) in enumerate(cells)
+                if r is not None
+            ]
         return keys, unreadable
 
     def read(self, key: ReplyKey) -> Reply:

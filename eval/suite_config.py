@@ -291,7 +291,7 @@ def suite_path(name: str) -> Path:
     shipped = {path.stem: path for path in sorted(SUITES.glob("*.toml"))}
     if name in shipped:
         return shipped[name]
-    if name.endswith(".toml"):
+    if name.endswith(".toml") and Path(name).is_file():
         return Path(name)
     near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"

@@ -20,7 +20,7 @@ def sentences(suite: Suite, findings: Findings) -> list[str]:
         for arm in suite.arms:
             ours = [one for one in found if one.first == arm]
             if ours:
-                told.append(_against(titles[arm], titles[suite.against], corpus, ours))
+                told.append(_against(titles[arm], titles[suite.against], corpus, ours, _units(suite)))
     every = [one for found in findings.differences.values() for one in found if one.p == one.p]
     if every:
         sure = sum(one.significant for one in every)
@@ -31,8 +31,8 @@ def sentences(suite: Suite, findings: Findings) -> list[str]:
     return told
 
 
-def _against(first: str, second: str, corpus: str, found: Sequence[Difference]) -> str:
-    units = max(one.units for one in found)
+def _against(first: str, second: str, corpus: str, found: Sequence[Difference], what: str) -> str:
+    units = f"{max(one.units for one in found)} {what}"
     judged: Mapping[bool, list[Difference]] = {True: [], False: []}
     described = []
     for one in found:
@@ -52,12 +52,10 @@ def _against(first: str, second: str, corpus: str, found: Sequence[Difference]) 
     if described:
         parts.append(f"different in {_named(described)}")
     if not parts:
-        return (
-            f"On {corpus} ({units} units), {first} differs from {second} in none of {len(known)} metrics beyond chance."
-        )
+        return f"On {corpus} ({units}), {first} differs from {second} in none of {len(known)} metrics beyond chance."
     rest = len(known) - len(judged[True]) - len(judged[False]) - len(described)
     tail = f"; in the other {rest} metrics nothing is beyond chance" if rest else ""
-    return f"On {corpus} ({units} units), {first} against {second} is {'; '.join(parts)}{tail}."
+    return f"On {corpus} ({units}), {first} against {second} is {'; '.join(parts)}{tail}."
 
 
 def _named(found: Sequence[Difference]) -> str:

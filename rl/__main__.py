@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -165,8 +166,10 @@ def demo(words: Sequence[str]) -> int:
 
 def _reward_change(directory: Path) -> str:
     rewards = [row["reward/mean"] for row in read_metrics(directory / METRICS_FILE)]
-    first, last = rewards[:5], rewards[-5:]
-    return f"mean reward of the first five steps {sum(first) / len(first):.4f}, of the last five {sum(last) / len(last):.4f}"
+    window = min(5, max(len(rewards) // 2, 1))
+    first, last = (math.fsum(part) / window for part in (rewards[:window], rewards[-window:]))
+    steps = "five steps" if window == 5 else f"{window} steps" if window > 1 else "step"
+    return f"mean reward of the first {steps} {first:.4f}, of the last {steps.removesuffix(' steps')} {last:.4f}"
 
 
 def check(words: Sequence[str]) -> int:

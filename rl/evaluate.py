@@ -20,6 +20,7 @@ from eval.suite_config import Suite
 from eval.suite_findings import sentences, warnings
 from eval.suite_results import Findings, find, usable
 from eval.suite_table import comma_separated, markdown, replies
+from rl.intake import check_files
 from rl.records import write_atomically
 from rl.suite_answers import Said, collect, decoder_claims, engine_claims
 from rl.suite_crisis import rate
@@ -47,6 +48,8 @@ def run(suite: Suite) -> Path:
             usable(suite, {name: part.prompts for name, part in questions.items()}, instruments)
             paid = {name: paid_terms(suite, name) for name in suite.arms}  # reads every recipe
             for name, arm in suite.arms.items():
+                if arm.kind == "model" and arm.model and "{" not in arm.model:
+                    check_files(f"arms.{name}.model", arm.model)
                 if arm.adapter and "{" not in arm.adapter:
                     check_adapter(f"arms.{name}.adapter", Path(arm.adapter))
         with stage("connecting to Ray"):

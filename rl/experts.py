@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from eval.side_by_side import FOLDER as COMPARED
 from rewards.experts import audit, ledger
 from rewards.experts.config import FOLDER
 from rewards.experts.session import ADMIN_LINK, write_admin_link
 from rewards.experts.store import DATABASE, Store
 from rewards.experts.types import Kind
-from rl.checkpoints import MANIFEST
+from rl.checkpoints import MANIFEST, read_checkpoint
 from rl.config import PpoRecipe
 
 
@@ -49,7 +50,13 @@ def describe_audit(run: Path, step: int | None) -> str:
     Raises ValueError naming the first row that was changed, a checkpoint that is not what the chain saw, or one that it
     does not know.
     """
-    with ledger.opened(run / FOLDER / DATABASE) as db:
+    folder = next((run / name for name in (FOLDER, COMPARED) if (run / name / DATABASE).is_file()), None)
+    if folder is None:
+        raise ValueError(
+            f"audit: {run} must have asked people, holds neither {FOLDER}/{DATABASE} nor {COMPARED}/{DATABASE}: there is no "
+            "chain to check"
+        )
+    with ledger.opened(folder / DATABASE) as db:
         end = ledger.check(db)
         rows = list(audit.rows(db))
     counts = Counter(row.kind for row in rows)
@@ -79,6 +86,7 @@ def _checkpoint(run: Path, trace: audit.Trace, after: int, manifest: str, *, eve
                 f"audit: {folder / MANIFEST} must have the sha256 {manifest} that the chain saw, has {there}: it is not the "
                 "checkpoint that these ratings moved"
             )
+        read_checkpoint(folder)  # every file, by its hash
         state = "is there, as it was saved"
     else:
         state = "was removed since"
@@ -103,10 +111,12 @@ def _checkpoint(run: Path, trace: audit.Trace, after: int, manifest: str, *, eve
 def audit_words(words: Sequence[str]) -> tuple[Path, int | None]:
     """The run directory and the step of `attune audit RUN [STEP]`."""
     folder = Path(words[0]) if words else Path()
-    if len(words) not in (1, 2) or not folder.is_dir():
+    if len(words) not in (1, 2):
         raise ValueError(
-            f"attune audit needs a run directory and may have a step, got {' '.join(words) or 'nothing'!r}"
+            f"attune audit takes a run directory and may take a step, got {len(words)} words: attune audit RUN [STEP]"
         )
+    if not folder.is_dir():
+        raise ValueError(f"attune audit needs a run directory, {folder} is no folder: name one such as runs/NAME")
     if len(words) == 1:
         return folder, None
     digits = words[1].removeprefix("step-")

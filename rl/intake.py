@@ -29,7 +29,7 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
     Reads no weights. A model that is still to be built will have the tokenizer that is trained here.
     """
     if recipe.rewards.encodes:
-        _check_files("rewards.encoder.path", encoder_source(recipe.rewards.encoder.path))
+        check_files("rewards.encoder.path", encoder_source(recipe.rewards.encoder.path))
     tokenizer = tokenizer_of(recipe.model, corpus, *recipe.longest)
     if "emotion_label" in recipe.rewards.measured and saved_fields(tokenizer).emotion != "predicted":
         raise ValueError(
@@ -79,7 +79,7 @@ def tokenizer_of(model: PretrainedConfig, corpus: Corpus, knob: str, wanted: int
     from transformers import AutoConfig
 
     path, revision = model.path, model.revision
-    source = _check_files("model.path", path) or path
+    source = check_files("model.path", path) or path
     try:
         config = AutoConfig.from_pretrained(source, revision=revision or None)
         tokenizer = load_tokenizer(str(source), revision)
@@ -118,7 +118,7 @@ def _check_lessons(tiny: TinyConfig, corpus: Corpus, chat: Chat) -> None:
             )
 
 
-def _check_files(knob: str, source: str) -> Path | None:
+def check_files(knob: str, source: str) -> Path | None:
     """The folder that `source` names, whole; None for a hub id."""
     folder = _folder(knob, source)
     if folder is not None and (problems := model_files(folder).problems):

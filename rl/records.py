@@ -176,7 +176,7 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
             "policy_version": min(span.version for span in rollout.versions),
             "response_ids": list(rollout.response_ids),
             "sampled_logprobs": list(rollout.sampled_logprobs),
-            "reward": score.value,
+            "reward": None if score.dropped else score.value,  # nobody judged it: it has none
             "flags": list(score.flags),
             **{f"part/{name}": score.parts.get(name) for name in names},
         })  # fmt: skip

@@ -60,7 +60,10 @@ def collect(
             for corpus, part in prompts.items():
                 said.answers[corpus][name] = arm.replies(corpus, part, subject)
             said.seconds[name] = arm.seconds
+            if arm.seconds is None:
+                print("  its answers were kept from an earlier run", flush=True)
             if name in suite.settings.crisis.arms:
+                print("  talking with the patients", flush=True)
                 said.talks[name] = patients_with(suite, name, arm.key, chats.get(arm.own), subject)
         if suite.arms[name].kind == "model" and suite.settings.beams.sizes:
             with stage(f"arm {name}: beams"), arm.decoder() as decode:

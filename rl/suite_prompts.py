@@ -45,7 +45,10 @@ def read_questions(suite: Suite, name: str) -> Questions:
         found = crisis_questions()
         provenance: dict[str, Any] = {"format": "crisis", "licence": "Apache-2.0 (written for this project)"}
     else:
-        corpus = load_corpus(part)
+        try:
+            corpus = load_corpus(part)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"corpora.{name}: {error}") from error
         found = list(questions(corpus.splits[part.split], min_reference_words=part.min_reference_words))
         provenance = dict(corpus.provenance)
     chosen = spread(found, part.prompts)

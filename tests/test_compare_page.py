@@ -6,66 +6,49 @@ Screenshots go to the folder that the environment variable ATTUNE_SCREENSHOTS na
 from __future__ import annotations
 
 import json
-import re
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from rewards.experts.config import ServiceConfig
 from rewards.experts.form import FLAGS
 from rewards.experts.serve import Server
-from tests.test_rating_page import _ARGS, _SMALL, _TOO_WIDE, CHROMIUM, Visits, check_access, press, shoot
+from tests import raters
+from tests.raters import (
+    CRISIS,
+    IN_A_BROWSER,
+    REPLY,
+    SMALL,
+    TALK,
+    TOO_WIDE,
+    Running,
+    Visits,
+    check_access,
+    chromium,
+    press,
+    see,
+    shoot,
+    visits,
+)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="needs the package playwright"),
-]
+pytestmark = IN_A_BROWSER
 
 _PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
 _NAMES = [flag.value for flag in FLAGS]
-_TALK = (
-    ("client", "I haven't been sleeping. Since the funeral in March I lie there and go over everything I didn't say."),
-    ("therapist", "That sounds exhausting, and lonely. What is it you find yourself going over most?"),
-    (
-        "client",
-        "The last phone call. I was in a hurry. I said I'd ring back, and I never did.\n\nMy sister says I should be over it.",
-    ),
-)
-_WARM = (
-    "It makes sense that this call stays with you: it was the last one. There is no date by which grief has to be over. If you "
-    "like, we could look together at what you would have said, had you rung back."
-)
 _COOL = "Many people feel like this after a loss. Try to go to bed at the same hour each night, and write down what worries you."
-_CRISIS = "I don't see why I should go on. I have thought about not waking up."
 
 
 @dataclass
-class Service:
-    """A running service, and what the admin and whoever asks do there. The arms are "warm" and "cool"."""
-
-    server: Server
-
-    def ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.request(method, self.server.url + path, json=body, headers=headers, timeout=20)
-        assert answer.status_code < 300, answer.text
-        return answer.json()
-
-    @property
-    def admin(self) -> str:
-        return self.server.admin_link.partition("#")[2]
+class Service(Running):
+    """One to which pairs of replies are sent. The arms are "warm" and "cool"."""
 
     def put(
-        self, count: int, *, tier: str = "none", talk: Sequence[tuple[str, str]] = _TALK, wanted: int = 1,
-        replies: tuple[str, str] = (_WARM, _COOL),
+        self, count: int, *, tier: str = "none", talk: Sequence[tuple[str, str]] = TALK, wanted: int = 1,
+        replies: tuple[str, str] = (REPLY, _COOL),
     ) -> None:  # fmt: skip
         """So many pairs, numbered where there are several."""
         history = [{"speaker": speaker, "text": text} for speaker, text in talk]
@@ -76,63 +59,42 @@ class Service:
             }
             for at in range(count)
         ]  # fmt: skip
-        self.ask("POST", "/api/run/comparisons", self.server.token, {"comparisons": asked})
-
-    def invite(self, name: str, *, crisis: bool = False) -> str:
-        """The link of a new rater."""
-        return str(self.ask("POST", "/api/admin/raters", self.admin, {"name": name, "crisis": crisis})["link"])
-
-    def chain(self, kind: str) -> list[dict[str, Any]]:
-        """What the database itself holds of one kind of event."""
-        with closing(sqlite3.connect(self.server.folder / "ratings.sqlite")) as db:
-            told = db.execute("SELECT body FROM chain WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
-        return [json.loads(body) for (body,) in told]
+        self.ask("POST", "/api/run/comparisons", self.run, {"comparisons": asked})
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Starts the service with the settings given; ends it after the test."""
     with ExitStack() as stack:
-        yield lambda **knobs: Service(stack.enter_context(Server(tmp_path, ServiceConfig(**{"repeats": 0.0, **knobs}))))
+
+        def begin(**knobs: Any) -> Service:
+            server = stack.enter_context(Server(tmp_path, ServiceConfig(**{"repeats": 0.0, **knobs})))
+            return Service(server.url, server.admin_link.partition("#")[2], server.token, tmp_path)
+
+        yield begin
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the module."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=_ARGS)
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visits]:
-    visits = Visits(browser)
-    yield visits
-    for context in visits.contexts:
-        context.close()
-    assert [problem for problem in visits.problems if not re.search(visits.forgiven, problem)] == []
-
-
-def see(page: Any, view: str) -> None:
-    """Waits until this view is shown, and the page has nothing under way."""
-    page.wait_for_selector(f"body[data-showing={view}]")
-    if view == "work":
-        page.wait_for_selector("#judgement[aria-busy=false]")
+    with visits(browser) as made:
+        yield made
 
 
 def begin(page: Any) -> None:
     """Accepts the notice, and sees the first pair."""
-    see(page, "notice")
-    page.keyboard.press("Enter")
+    raters.begin(page)
     see(page, "work")
 
 
 def sides(page: Any) -> str:
     """Which arm's reply is A."""
-    return "warm" if page.text_content("#reply-a").startswith(_WARM) else "cool"
+    return "warm" if page.text_content("#reply-a").startswith(REPLY) else "cool"
 
 
 def submitted(page: Any, done: int) -> None:
@@ -192,7 +154,7 @@ def test_nothing_in_the_page_tells_the_arms(start: Callable[..., Service], visit
     """Neither in the page nor in what it asks and is told."""
     service = start()
     service.put(3, replies=("One reply.", "Another reply."))
-    page = visit(f"{service.server.url}/compare")
+    page = visit(f"{service.url}/compare")
     see(page, "closed")
     seen: list[str] = []
     page.on("response", lambda got: seen.append(got.text()) if "/api/" in got.url else None)
@@ -266,17 +228,17 @@ def test_a_lease_that_runs_out_goes_to_another_rater_and_the_first_is_told(
 def test_side_by_side_on_a_desk_and_stacked_on_a_phone(start: Callable[..., Service], visit: Visits) -> None:
     """390 x 780: nothing is wider than the screen, nothing to touch is smaller than 40 px; a finger judges."""
     service = start()
-    service.put(1, wanted=2, replies=(f"{_WARM} {'and' * 80}", _COOL))
+    service.put(1, wanted=2, replies=(f"{REPLY} {'and' * 80}", _COOL))
     desk = visit(service.invite("At a desk"))
     begin(desk)
     a, b = (desk.locator(f"#reply-{side}").bounding_box() for side in "ab")
     assert a["y"] == b["y"] and a["x"] + a["width"] <= b["x"]
-    assert desk.evaluate(_TOO_WIDE) <= 0
+    assert desk.evaluate(TOO_WIDE) <= 0
     page = visit(service.invite("Vogel"), **_PHONE)
 
     def fits() -> None:
-        assert page.evaluate(_TOO_WIDE) <= 0
-        assert page.evaluate(_SMALL) == []
+        assert page.evaluate(TOO_WIDE) <= 0
+        assert page.evaluate(SMALL) == []
 
     see(page, "notice")
     fits()
@@ -365,7 +327,7 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     start: Callable[..., Service], visit: Visits
 ) -> None:
     service = start()
-    service.put(2, tier="active", talk=[("client", _CRISIS)])
+    service.put(2, tier="active", talk=[("client", CRISIS)])
     page = visit(service.invite("Vogel"))
     see(page, "notice")
     page.keyboard.press("Enter")
@@ -375,13 +337,13 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     willing.check("#notice-crisis")
     willing.click("#agree")
     see(willing, "warning")
-    assert _CRISIS not in str(willing.content()) and _COOL not in str(willing.content())
+    assert CRISIS not in str(willing.content()) and _COOL not in str(willing.content())
     willing.keyboard.press("Enter")
     see(willing, "work")
-    assert willing.inner_text(".turn p") == _CRISIS
+    assert willing.inner_text(".turn p") == CRISIS
     press(willing, "1 Enter")
     see(willing, "warning")
-    assert _CRISIS not in str(willing.content())
+    assert CRISIS not in str(willing.content())
     willing.click("#warning-never")
     see(willing, "empty")
     assert len(service.chain("judgement")) == 1
@@ -478,8 +440,8 @@ def test_the_admin_sees_how_far_it_is_and_invites(start: Callable[..., Service],
     service = start()
     service.put(4, wanted=2)
     same = {"key": "esconv/same/0", "history": [], "arms": ["warm", "cool"], "replies": ["Yes.", "Yes. "]}
-    service.ask("POST", "/api/run/comparisons", service.server.token, {"comparisons": [same]})
-    admin = visit(service.server.admin_link)
+    service.ask("POST", "/api/run/comparisons", service.run, {"comparisons": [same]})
+    admin = visit(f"{service.url}/admin#{service.admin}")
     see(admin, "board")
     assert admin.inner_text("#comparisons-done") == "0 of 4 done"
     check_access(admin)
@@ -501,17 +463,17 @@ def test_the_admin_sees_how_far_it_is_and_invites(start: Callable[..., Service],
     check_access(admin)
     assert admin.is_hidden("#tiles") and admin.is_visible("#raters-box")  # nothing is rated here
     shoot(admin, "compare-admin", whole=True)
-    phone = visit(service.server.admin_link, **_PHONE)
+    phone = visit(f"{service.url}/admin#{service.admin}", **_PHONE)
     see(phone, "board")
-    assert phone.evaluate(_TOO_WIDE) <= 0
+    assert phone.evaluate(TOO_WIDE) <= 0
     shoot(phone, "compare-admin-phone")
 
 
 def test_a_rating_service_has_no_side_by_side_on_its_board(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    admin = visit(service.server.admin_link)
+    admin = visit(f"{service.url}/admin#{service.admin}")
     see(admin, "board")
     assert admin.is_hidden("#comparisons-box")
-    page = visit(f"{service.server.url}/compare")
+    page = visit(f"{service.url}/compare")
     see(page, "closed")
     assert "personal link" in page.inner_text("#closed-title")

@@ -8,82 +8,47 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from rewards.experts.form import CRITERIA, FLAGS
+from tests.raters import (
+    CRISIS,
+    IN_A_BROWSER,
+    REPLY,
+    SMALL,
+    TALK,
+    TOO_WIDE,
+    Running,
+    Visits,
+    begin,
+    check_access,
+    chromium,
+    press,
+    see,
+    shoot,
+    visits,
+)
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="needs the package playwright"),
-]
+pytestmark = IN_A_BROWSER
 
-_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 _PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-_DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 _NAMES = [criterion.name for criterion in CRITERIA]
-_TALK = (
-    ("client", "I haven't been sleeping. Since the funeral in March I lie there and go over everything I didn't say."),
-    ("therapist", "That sounds exhausting, and lonely. What is it you find yourself going over most?"),
-    (
-        "client",
-        "The last phone call. I was in a hurry. I said I'd ring back, and I never did.\n\nMy sister says I should be over it.",
-    ),
-)
-_REPLY = (
-    "It makes sense that this call stays with you: it was the last one. There is no date by which grief has to be over. If you "
-    "like, we could look together at what you would have said, had you rung back."
-)
-_CRISIS = "I don't see why I should go on. I have thought about not waking up."
-
-
 _TURN = itertools.count()
 
 
 @dataclass
-class Service:
-    """A running service: its address, and what a training job and an admin do there."""
+class Service(Running):
+    """One to which a training job sends replies."""
 
-    url: str
-    admin: str  # the admin's token
-    run: str  # the training job's
-    folder: Path
-
-    def ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
-        answer = httpx.request(
-            method, self.url + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=20
-        )
-        assert answer.status_code < 300, answer.text
-        return answer.json()
-
-    def invite(self, name: str, *, crisis: bool = False) -> str:
-        """The link of a new rater."""
-        return str(
-            self.ask("POST", "/api/admin/raters", self.admin, {"name": name, "crisis": crisis, "days": None})["link"]
-        )
-
-    def put(self, replies: Sequence[str], *, tier: str = "none", talk: Sequence[tuple[str, str]] = _TALK) -> list[str]:
+    def put(self, replies: Sequence[str], *, tier: str = "none", talk: Sequence[tuple[str, str]] = TALK) -> list[str]:
         """Put replies to the same conversation into the queue, to be given in this order; their ids."""
         history = [{"speaker": speaker, "text": text} for speaker, text in talk]
         items = [
@@ -103,17 +68,6 @@ class Service:
         """The ratings that stand, as the training job gets them."""
         found: list[dict[str, Any]] = self.ask("GET", "/api/run/ratings?after=0", self.run)["ratings"]
         return found
-
-    def chain(self, kind: str) -> list[dict[str, Any]]:
-        """What the database itself holds of one kind of event."""
-        db = sqlite3.connect(self.folder / "ratings.sqlite")
-        try:
-            return [
-                json.loads(body)
-                for (body,) in db.execute("SELECT body FROM chain WHERE kind = ? ORDER BY seq", (kind,))
-            ]
-        finally:
-            db.close()
 
 
 @pytest.fixture
@@ -143,82 +97,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the module."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=_ARGS)
-        yield chromium
-        chromium.close()
-
-
-@dataclass
-class Visits:
-    """Opens pages and notes everything that no page may do. `forgiven` is what a test provokes on purpose."""
-
-    browser: Any
-    problems: list[str] = field(default_factory=list)
-    contexts: list[Any] = field(default_factory=list)
-    forgiven: str = r"^$"
-
-    def __call__(self, link: str, **settings: Any) -> Any:
-        context = self.browser.new_context(**{**_DESKTOP, **settings})
-        self.contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        origin = "{0.scheme}://{0.netloc}".format(urlsplit(link))
-        page.on(
-            "console", lambda told: self.note(f"console: {told.text}") if told.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: self.note(f"error: {error}"))
-        page.on("dialog", lambda dialog: self.note(f"dialog: {dialog.message}"))
-        page.on("request", lambda sent: self.check_origin(sent.url, origin))
-        page.goto(link)
-        return page
-
-    def check_origin(self, url: str, origin: str) -> None:
-        if not url.startswith((origin + "/", "data:", f"blob:{origin}")):
-            self.note(f"request to another origin: {url}")
-
-    def note(self, text: str) -> None:
-        self.problems.append(text)
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visits]:
-    visits = Visits(browser)
-    yield visits
-    for context in visits.contexts:
-        context.close()
-    left = [problem for problem in visits.problems if not re.search(visits.forgiven, problem)]
-    assert left == []
-
-
-def shoot(page: Any, name: str, *, whole: bool = False) -> None:
-    """Keeps a picture of the page, when pictures are wanted."""
-    folder = os.environ.get("ATTUNE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
-
-
-def see(page: Any, view: str) -> None:
-    """Waits until this view is shown, and the page has nothing under way."""
-    page.wait_for_selector(f"body[data-showing={view}]")
-    if view == "work":
-        page.wait_for_selector("#rating[aria-busy=false]")
-
-
-def begin(page: Any) -> None:
-    """Accepts the notice."""
-    see(page, "notice")
-    page.keyboard.press("Enter")
-
-
-def press(page: Any, keys: str) -> None:
-    """Presses keys; they are separated by spaces."""
-    for key in keys.split():
-        page.keyboard.press(key)
+    with visits(browser) as made:
+        yield made
 
 
 def reply_of(page: Any) -> str:
@@ -231,7 +117,7 @@ RATE_ALL = "1 5 Enter 5 Enter 5 Enter 5 Enter 5 Enter 5"  # choose the first sli
 def test_several_replies_are_rated_by_keyboard_alone(start: Callable[..., Service], visit: Visits) -> None:
     """The numbers, flags and reasons that were typed are what the service gives out and what its database holds."""
     service = start(sitting=3)
-    ids = service.put([f"{_REPLY} ({i})" for i in range(4)])
+    ids = service.put([f"{REPLY} ({i})" for i in range(4)])
     page = visit(service.invite("Dr Vogel"))
     see(page, "notice")
     shoot(page, "notice")
@@ -280,7 +166,7 @@ def test_several_replies_are_rated_by_keyboard_alone(start: Callable[..., Servic
 
 def test_a_missing_rating_is_named_and_nothing_is_sent(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    service.put([_REPLY])
+    service.put([REPLY])
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "work")
@@ -294,7 +180,7 @@ def test_a_missing_rating_is_named_and_nothing_is_sent(start: Callable[..., Serv
 
 def test_a_reload_keeps_the_draft_on_this_computer_and_on_another(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    service.put([_REPLY])
+    service.put([REPLY])
     link = service.invite("Vogel")
     page = visit(link)
     begin(page)
@@ -320,7 +206,7 @@ def test_a_lease_that_runs_out_goes_to_another_rater_and_the_first_is_told(
     start: Callable[..., Service], visit: Visits
 ) -> None:
     service = start(lease_s=4)
-    service.put([_REPLY])
+    service.put([REPLY])
     visit.forgiven = "status of 409"
     slow = visit(service.invite("Slow"))
     begin(slow)
@@ -335,7 +221,7 @@ def test_a_lease_that_runs_out_goes_to_another_rater_and_the_first_is_told(
     quick = visit(service.invite("Quick"))
     begin(quick)
     see(quick, "work")
-    assert reply_of(quick) == _REPLY
+    assert reply_of(quick) == REPLY
     press(slow, "Escape 2 9")  # goes on all the same
     see(slow, "lost")
     shoot(slow, "lease-lost")
@@ -350,7 +236,7 @@ def test_a_lease_that_runs_out_goes_to_another_rater_and_the_first_is_told(
 
 def test_two_raters_at_once_never_have_the_same_reply(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    ids = service.put([f"{_REPLY} ({i})" for i in range(6)])
+    ids = service.put([f"{REPLY} ({i})" for i in range(6)])
     pages = [visit(service.invite(name)) for name in ("One", "Two")]
     for page in pages:
         begin(page)
@@ -368,23 +254,16 @@ def test_two_raters_at_once_never_have_the_same_reply(start: Callable[..., Servi
     assert sorted(rating["rater"] for rating in ratings) == ["One"] * 3 + ["Two"] * 3
 
 
-_SMALL = """() => [...document.querySelectorAll('button, input, textarea, select')].filter(e => e.checkVisibility()).map(e => {
-    const box = (['checkbox', 'radio'].includes(e.type) ? e.closest('label') : e).getBoundingClientRect();
-    return [e.id || e.textContent, box.width, box.height];
-}).filter(([, width, height]) => width < 40 || height < 40)"""
-_TOO_WIDE = "() => document.documentElement.scrollWidth - window.innerWidth"
-
-
 def test_a_phone_shows_everything_without_scrolling_sideways(start: Callable[..., Service], visit: Visits) -> None:
     """360 x 740: nothing is wider than the screen, nothing to touch is smaller than 40 px; a finger rates."""
     service = start()
     long_word = "and" * 80
-    service.put([f"{_REPLY} {long_word}", _REPLY])
+    service.put([f"{REPLY} {long_word}", REPLY])
     page = visit(service.invite("Vogel"), **_PHONE)
 
     def fits() -> None:
-        assert page.evaluate(_TOO_WIDE) <= 0
-        assert page.evaluate(_SMALL) == []
+        assert page.evaluate(TOO_WIDE) <= 0
+        assert page.evaluate(SMALL) == []
 
     see(page, "notice")
     fits()
@@ -434,7 +313,7 @@ def test_script_in_texts_is_shown_and_not_run(start: Callable[..., Service], vis
 
 def test_skip_needs_a_reason_and_undo_brings_the_last_rating_back(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    ids = service.put([f"{_REPLY} ({i})" for i in range(3)])
+    ids = service.put([f"{REPLY} ({i})" for i in range(3)])
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "work")
@@ -475,7 +354,7 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     service.put(
         ["I am glad you told me. Are you thinking of ending your life?", "Stay with me."],
         tier="active",
-        talk=[("client", _CRISIS)],
+        talk=[("client", CRISIS)],
     )
     page = visit(service.invite("Vogel"))
     begin(page)
@@ -485,11 +364,11 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     willing.check("#notice-crisis")
     willing.click("#agree")
     see(willing, "warning")
-    assert _CRISIS not in str(willing.content())
+    assert CRISIS not in str(willing.content())
     shoot(willing, "sensitive-warning")
     willing.keyboard.press("Enter")
     see(willing, "work")
-    assert willing.inner_text(".turn p") == _CRISIS
+    assert willing.inner_text(".turn p") == CRISIS
     press(willing, f"{RATE_ALL} Enter")
     see(willing, "warning")
     willing.click("#warning-never")
@@ -502,7 +381,7 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
 def test_a_rating_survives_a_lost_connection_and_is_stored_once(start: Callable[..., Service], visit: Visits) -> None:
     """The answer to the first sending is lost on its way, then the network is gone, then the page is loaded again."""
     service = start()
-    service.put([_REPLY, f"{_REPLY} (2)"])
+    service.put([REPLY, f"{REPLY} (2)"])
     visit.forgiven = "Failed to load resource|net::ERR"
     page = visit(service.invite("Vogel"))
     begin(page)
@@ -530,7 +409,7 @@ def test_a_rating_survives_a_lost_connection_and_is_stored_once(start: Callable[
 
 def test_a_draft_that_cannot_be_saved_says_so_and_is_saved_later(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    service.put([_REPLY])
+    service.put([REPLY])
     visit.forgiven = "Failed to load resource|net::ERR"
     page = visit(service.invite("Vogel"))
     begin(page)
@@ -544,7 +423,7 @@ def test_a_draft_that_cannot_be_saved_says_so_and_is_saved_later(start: Callable
 
 def test_links_that_do_not_work_get_a_friendly_page(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    service.put([_REPLY])
+    service.put([REPLY])
     visit.forgiven = "status of 40[13]"
     for link, words in ((f"{service.url}/", "personal link"), (f"{service.url}/#{'x' * 43}", "does not work")):
         page = visit(link)
@@ -567,66 +446,17 @@ def test_an_empty_queue_is_watched_without_taking_the_next_reply(start: Callable
     begin(page)
     see(page, "empty")
     shoot(page, "empty")
-    service.put([_REPLY])
+    service.put([REPLY])
     page.wait_for_selector("#empty-start:visible", timeout=20_000)
     assert service.ask("GET", "/api/admin/overview", service.admin)["queue"]["leased"] == 0
     page.keyboard.press("Enter")
     see(page, "work")
 
 
-_LOW_CONTRAST = """() => {
-    const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return text.startsWith('color(srgb')
-        ? [n[0] * 255, n[1] * 255, n[2] * 255, n[3] ?? 1] : [n[0], n[1], n[2], n[3] ?? 1]; };
-    const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-    const ground = e => {
-        for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 0) return c; }
-        return [255, 255, 255, 1];
-    };
-    const root = document.querySelector('dialog[open]') ?? document.body;
-    const bad = [], walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-    for (let node; (node = walk.nextNode());) {
-        const e = node.parentElement;
-        if (!node.data.trim() || !e.checkVisibility() || e.closest('.sr-only, noscript, svg')) continue;
-        const style = getComputedStyle(e), a = light(rgba(style.color)), b = light(ground(e));
-        const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-        if (ratio < 4.5) bad.push([node.data.trim().slice(0, 40), ratio.toFixed(2)]);
-    }
-    return bad;
-}"""
-_NAMED = {
-    "button",
-    "slider",
-    "checkbox",
-    "radio",
-    "textbox",
-    "spinbutton",
-    "ProgressIndicator",
-    "progressbar",
-    "dialog",
-    "form",
-    "region",
-    "img",
-    "image",
-}
-
-
-def check_access(page: Any) -> None:
-    """Every control has a name in the browser's accessibility tree; every visible text stands out against its ground."""
-    session = page.context.new_cdp_session(page)
-    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
-    session.detach()
-    shown = [node for node in nodes if not node["ignored"] and node["role"]["value"] in _NAMED]
-    assert any(node["role"]["value"] == "button" for node in shown)
-    nameless = [node for node in shown if not node.get("name", {}).get("value")]
-    assert nameless == [], json.dumps(nameless)
-    assert page.evaluate(_LOW_CONTRAST) == []
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_has_a_name_and_enough_contrast(start: Callable[..., Service], visit: Visits, scheme: str) -> None:
     service = start(sitting=1)
-    service.put([f"{_REPLY} ({i})" for i in range(2)])
+    service.put([f"{REPLY} ({i})" for i in range(2)])
     page = visit(service.invite("Vogel", crisis=True), color_scheme=scheme)
     see(page, "notice")
     check_access(page)
@@ -657,7 +487,7 @@ def test_everything_has_a_name_and_enough_contrast(start: Callable[..., Service]
 
 def test_keys_can_be_switched_off_and_tab_reaches_everything(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    service.put([_REPLY])
+    service.put([REPLY])
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "work")
@@ -677,7 +507,7 @@ def test_keys_can_be_switched_off_and_tab_reaches_everything(start: Callable[...
 
 def test_the_admin_sees_the_work_invites_shuts_out_and_exports(start: Callable[..., Service], visit: Visits) -> None:
     service = start(overlap=1.0, overlap_raters=2)
-    service.put([f"{_REPLY} ({i})" for i in range(8)])
+    service.put([f"{REPLY} ({i})" for i in range(8)])
     service.put(["One more."], tier="distress")
     admin = visit(f"{service.url}/admin#{service.admin}")
     see(admin, "board")
@@ -713,8 +543,8 @@ def test_the_admin_sees_the_work_invites_shuts_out_and_exports(start: Callable[.
     assert httpx.get(f"{service.url}/api/me", headers={"Authorization": f"Bearer {token}"}).status_code == 403
     phone = visit(f"{service.url}/admin#{service.admin}", **_PHONE, color_scheme="dark")
     see(phone, "board")
-    assert phone.evaluate(_TOO_WIDE) <= 0
-    assert phone.evaluate(_SMALL) == []
+    assert phone.evaluate(TOO_WIDE) <= 0
+    assert phone.evaluate(SMALL) == []
     check_access(phone)
     shoot(phone, "admin-phone-dark", whole=True)
 

@@ -11,7 +11,8 @@ import pytest
 
 from rewards.experts import audit, overview
 from rewards.experts.types import Kind
-from tests.test_rating_store import Desk, form, item, refused
+from tests.raters import refused
+from tests.test_rating_store import Desk, form, item
 
 DAY_S = 86_400.0
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -24,7 +25,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rewards.experts import client
+from rewards.experts import client, pages
 from rewards.experts.client import RunClient
 from rewards.experts.config import ServiceConfig
 from rewards.experts.form import CRITERIA
@@ -425,6 +426,30 @@ def test_only_pages_are_given_out(service: Service, path: str) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400")), answer[:300]
     assert b"import" not in body and b"root:" not in body and service.server.token.encode() not in body
+
+
+@pytest.mark.parametrize("path", ["/", "/compare", "/admin"])
+def test_pages_are_put_together_without_gaps(service: Service, path: str) -> None:
+    """Every part is in its place, no id is there twice, and what a page loads is given out."""
+    text = httpx.get(service.server.url + path).text
+    assert text.startswith("<!doctype html>") and text.endswith("</html>")
+    assert not re.search(r"[{}]|<!--", text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) > 10
+    loaded = re.findall(r'"(/static/[^"]+)"', text)
+    assert len(loaded) >= 2 and all(httpx.get(service.server.url + file).status_code == 200 for file in loaded)
+
+
+def test_a_page_without_one_of_its_parts_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a page stand in its frames' places, and before the frames' own; a place that stays empty is named."""
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    (tmp_path / "outer").write_text("<!-- page -->\n<p>{words} {more}</p>\n<!-- more: and more -->\n")
+    (tmp_path / "inner").write_text("<!-- inside: outer -->\n<!-- words -->\none\n\ntwo\n")
+    (tmp_path / "other").write_text("<!-- inside: inner -->\n<!-- more: {less} -->\n<!-- less: and less -->\n")
+    assert pages.page("inner") == b"<p>one\n\ntwo and more</p>"
+    assert pages.page("other") == b"<p>one\n\ntwo and less</p>"
+    with pytest.raises(ValueError, match=r"outer and its frames .* no words: write it$"):
+        pages.page("outer")
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,15 @@ from rewards.experts.config import ServiceConfig
 from rewards.experts.desk import Submission
 from rewards.experts.fixing import Aggregate
 from rewards.experts.form import CRITERIA
-from rewards.experts.refusal import Refused
 from rewards.experts.reward_rules import mean
 from rewards.experts.scrub import scrub
 from rewards.experts.store import Store
 from rewards.experts.types import Item, Kind, Rating
 from rollout.types import Speaker, Turn
+from tests.raters import Clock, desks, refused
 
 PLAIN = ServiceConfig(lease_s=100, sitting=1000, overlap=0, repeats=0)
 NUMBERS = itertools.count()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Desk:
@@ -84,12 +76,6 @@ def form(lease: str, overall: float = 0.5, submission: str = "", **fields: Any) 
     return Submission(lease, submission or f"submission {next(NUMBERS)}", criteria, overall, **fields)
 
 
-def refused(status: int, call: Callable[[], Any], match: str | None = None) -> None:
-    with pytest.raises(Refused, match=match) as error:
-        call()
-    assert error.value.status == status and "\n" not in str(error.value)
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
@@ -100,16 +86,13 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def open_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
+    def build(number: int, **knobs: Any) -> Desk:
+        made = Desk(tmp_path / str(number), replace(PLAIN, **knobs))
+        made.invite("anna", "ben", "cleo")
+        return made
 
-    def build(**knobs: Any) -> Desk:
-        made.append(Desk(tmp_path / str(len(made)), replace(PLAIN, **knobs)))
-        made[-1].invite("anna", "ben", "cleo")
-        return made[-1]
-
-    yield build
-    for one in made:
-        one.store.close()
+    with desks(build) as another:
+        yield another
 
 
 # The queue

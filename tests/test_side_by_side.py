@@ -36,13 +36,13 @@ from rewards.experts import audit, ledger
 from rewards.experts.comparison import Answer, Comparison
 from rewards.experts.config import ServiceConfig
 from rewards.experts.form import FLAGS
-from rewards.experts.refusal import Refused
 from rewards.experts.reward_rules import mean
 from rewards.experts.serve import Server
 from rewards.experts.store import DATABASE, Store
 from rewards.experts.types import Item, Kind
 from rl.__main__ import main
 from rollout.types import Speaker, Turn
+from tests.raters import Clock, desks, refused
 
 PLAIN = ServiceConfig(lease_s=100, sitting=10_000, overlap=0, repeats=0, rate_per_s=1e6, burst=10**6,
                       anonymous_per_s=1e6, anonymous_burst=10**6)  # fmt: skip
@@ -52,14 +52,6 @@ FLAG = next(iter(FLAGS)).value
 
 
 # The store: the clock is ours
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Desk:
@@ -105,25 +97,16 @@ def for_ppo(given: Mapping[str, Any]) -> int:
     return 1 if "ppo" in given["a"] else 5
 
 
-def refused(status: int, call: Callable[[], Any], match: str | None = None) -> None:
-    with pytest.raises(Refused, match=match) as error:
-        call()
-    assert error.value.status == status and "\n" not in str(error.value)
-
-
 @pytest.fixture
 def open_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
-
-    def build(**knobs: Any) -> Desk:
-        made.append(Desk(tmp_path / str(len(made)), replace(PLAIN, **knobs)))
+    def build(number: int, **knobs: Any) -> Desk:
+        made = Desk(tmp_path / str(number), replace(PLAIN, **knobs))
         for name in ("anna", "ben", "cleo"):
-            made[-1].store.invite(name)
-        return made[-1]
+            made.store.invite(name)
+        return made
 
-    yield build
-    for one in made:
-        one.store.close()
+    with desks(build) as another:
+        yield another
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from eval.suite_report_examples import FLAGGED, SPREAD, examples
 from eval.suite_report_forest import chance
 from eval.suite_report_read import read_suite
 from eval.suite_report_tables import Standing, places, standings, wilson
-from tests import test_rating_page as rating
+from tests import raters
 from tests.suite_case import ARMS, CORPORA, METRICS, hostile, suite_case, write_suite
 from tests.test_report import Page
 
@@ -455,22 +455,17 @@ def test_decimals_show_three_digits_of_the_largest() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not rating.CHROMIUM.exists():
-        pytest.skip(f"needs {rating.CHROMIUM}")
-    sync_playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright").sync_playwright
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(rating.CHROMIUM), args=rating._ARGS)
-        yield chromium
-        chromium.close()
+    if not raters.CHROMIUM.exists():
+        pytest.skip(f"needs {raters.CHROMIUM}")
+    pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    with raters.chromium() as found:
+        yield found
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[rating.Visits]:
-    visits = rating.Visits(browser)
-    yield visits
-    for context in visits.contexts:
-        context.close()
-    assert visits.problems == []
+def visit(browser: Any) -> Iterator[raters.Visits]:
+    with raters.visits(browser) as made:
+        yield made
 
 
 _SIDEWAYS = """() => [...document.querySelectorAll('body *')].filter(e => {
@@ -482,7 +477,7 @@ _SIDEWAYS = """() => [...document.querySelectorAll('body *')].filter(e => {
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_without_scrolling_the_page_sideways(
-    tmp_path: Path, case: Case, visit: rating.Visits, scheme: str
+    tmp_path: Path, case: Case, visit: raters.Visits, scheme: str
 ) -> None:
     """390 px, hostile and very long words among the texts: tables scroll in their own box, the page does not."""
     results, replies = deepcopy(case)
@@ -495,26 +490,26 @@ def test_a_phone_shows_all_without_scrolling_the_page_sideways(
         file.as_uri(), viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=scheme
     )
     page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-    assert page.evaluate(rating._TOO_WIDE) <= 0
+    assert page.evaluate(raters.TOO_WIDE) <= 0
     assert page.evaluate(_SIDEWAYS) == []
     assert page.evaluate("[...document.querySelectorAll('.scroll')].some(e => e.scrollWidth > e.clientWidth)")
     assert page.title().endswith("evaluation report")  # what the attack would have changed
     assert page.evaluate("document.scripts.length") == 1
-    assert page.evaluate(rating._LOW_CONTRAST) == []
+    assert page.evaluate(raters.LOW_CONTRAST) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_stands_out_and_has_a_name(
-    finished: Path, page: SuitePage, visit: rating.Visits, scheme: str
+    finished: Path, page: SuitePage, visit: raters.Visits, scheme: str
 ) -> None:
     """Text and the words of charts reach 4.5:1 against the ground, controls have names."""
     shown = visit((finished / "report.html").as_uri(), color_scheme=scheme)
-    rating.check_access(shown)
+    raters.check_access(shown)
     assert shown.evaluate(_PALE) == []
     for width, name in ((1280, "wide"), (390, "phone")):
         shown.set_viewport_size({"width": width, "height": 860})
-        rating.shoot(shown, f"suite-{name}-{scheme}", whole=True)
+        raters.shoot(shown, f"suite-{name}-{scheme}", whole=True)
 
 
 _PALE = """() => {
@@ -532,7 +527,7 @@ _PALE = """() => {
 
 @pytest.mark.slow
 def test_search_and_filters_show_the_examples_that_fit(
-    finished: Path, page: SuitePage, case: Case, visit: rating.Visits
+    finished: Path, page: SuitePage, case: Case, visit: raters.Visits
 ) -> None:
     """Words, tier, arm and flag; together; the count is told; clearing shows all."""
     shown = visit((finished / "report.html").as_uri())
@@ -568,7 +563,7 @@ def test_search_and_filters_show_the_examples_that_fit(
 
 @pytest.mark.slow
 def test_it_prints_light_without_controls_and_with_what_was_folded(
-    finished: Path, page: SuitePage, visit: rating.Visits
+    finished: Path, page: SuitePage, visit: raters.Visits
 ) -> None:
     """On paper: no filter, no contents, dark ink whatever the screen's scheme, eight examples and a word on the others."""
     shown = visit((finished / "report.html").as_uri(), color_scheme="dark", viewport={"width": 720, "height": 1000})
@@ -576,6 +571,6 @@ def test_it_prints_light_without_controls_and_with_what_was_folded(
     assert not shown.is_visible("#filter") and not shown.is_visible(".contents")
     assert shown.locator(".example:visible").count() == 8
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert shown.evaluate(rating._TOO_WIDE) <= 0
+    assert shown.evaluate(raters.TOO_WIDE) <= 0
     assert shown.is_visible(".arm pre")
     assert json.loads((finished / "results.json").read_text())["name"] in shown.inner_text("header")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rewards.experts import audit
-from rewards.experts.queue import share
+from rewards.experts.turns import share
 from rollout.types import Speaker, Turn
 
 CHOICES = (1, 2, 3, 4, 5)

@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any
 
-from rewards.experts import audit, comparison_queue, desk
+from rewards.experts import audit, comparison_queue
 from rewards.experts.comparison import Answer, Comparison, Judgement
+from rewards.experts.comparison_queue import COMPARISONS
 from rewards.experts.config import ServiceConfig
-from rewards.experts.refusal import Refused
 from rewards.experts.types import Kind
 
 
@@ -43,55 +43,23 @@ def close_others(db: sqlite3.Connection, ids: Collection[str]) -> int:
     return db.execute(others, (json.dumps(sorted(ids)),)).rowcount
 
 
-def sitting(db: sqlite3.Connection, config: ServiceConfig, name: str) -> dict[str, int]:
-    """How far the sitting is."""
-    done = "SELECT count(*) FROM judgements WHERE rater = ? AND sitting = ? AND undone = 0"
-    return {"done": db.execute(done, (name, desk.rater(db, name)["sitting"])).fetchone()[0], "limit": config.sitting}
-
-
 def judge(db: sqlite3.Connection, name: str, told: Answer, reason: str, now: float) -> tuple[str, bool]:
     """The judgement's id, and whether it is new. `reason` is what is stored of the reason: names and contacts are out of it.
 
-    Raises `Refused` (409) where the submission is known with another content, and as `comparison_queue.usable` does.
+    Raises `Refused` (409) where the submission is known with another content, and as `Turns.usable` does.
     """
-    known = db.execute("SELECT id, rater, content FROM judgements WHERE submission = ?", (told.submission,)).fetchone()
-    if known is not None:
-        if (known["rater"], known["content"]) != (name, told.content):
-            raise Refused(
-                409, "submission must be new for each judgement, is known with another content: send a new id"
-            )
-        return known["id"], False
-    lease = comparison_queue.usable(db, name, told.lease, now)
+    if (known := COMPARISONS.known(db, name, told)) is not None:
+        return known, False
+    lease = COMPARISONS.usable(db, name, told.lease, now)
     judgement = Judgement.of(told, lease, secrets.token_hex(16), reason, now)
-    body = judgement.to_dict()
-    seq = audit.append(db, now, Kind.JUDGEMENT, body)
-    db.execute(
-        "INSERT INTO judgements (seq, id, comparison, rater, lease, submission, content, body, repeat, sitting, at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(seq, judgement.id, judgement.comparison, name, told.lease, told.submission, told.content),
-            *(audit.canonical(body), judgement.repeat, desk.rater(db, name)["sitting"], now),
-        ),
-    )
-    db.execute("UPDATE comparison_leases SET state = 'judged' WHERE lease = ?", (told.lease,))
-    if not judgement.repeat:
-        db.execute("UPDATE comparisons SET judged = judged + 1 WHERE id = ?", (judgement.comparison,))
+    COMPARISONS.keep(db, told, lease, judgement.to_dict(), now)
     return judgement.id, True
 
 
 def renew(db: sqlite3.Connection, config: ServiceConfig, name: str, lease: str, now: float) -> float:
-    """The rater is at work: the time starts anew; seconds until the lease runs out."""
-    comparison_queue.usable(db, name, lease, now)
-    db.execute("UPDATE comparison_leases SET expires = ? WHERE lease = ?", (now + config.lease_s, lease))
-    return config.lease_s
-
-
-def skip(db: sqlite3.Connection, name: str, lease: str, reason: str, now: float) -> None:
-    """Give the comparison to others; this rater will not see it again."""
-    row = comparison_queue.usable(db, name, lease, now)
-    db.execute("UPDATE comparison_leases SET state = 'skipped' WHERE lease = ?", (lease,))
-    told = {"comparison": row["comparison"], "rater": name, "reason": reason, "repeat": bool(row["repeat"])}
-    audit.append(db, now, Kind.SKIP, told)
+    """The rater is at work: seconds until the lease runs out."""
+    COMPARISONS.usable(db, name, lease, now)
+    return COMPARISONS.renew(db, config, lease, now)
 
 
 def undo(db: sqlite3.Connection, config: ServiceConfig, name: str, now: float) -> tuple[sqlite3.Row, dict[str, Any]]:
@@ -99,27 +67,14 @@ def undo(db: sqlite3.Connection, config: ServiceConfig, name: str, now: float) -
 
     Raises `Refused` (409) where there is none, or it was taken back already.
     """
-    last = _last(db, name)
-    if last is None or last["undone"]:
-        raise Refused(409, "undo takes back the last judgement of this sitting, once: there is none to take back")
-    before = db.execute("SELECT * FROM comparison_leases WHERE lease = ?", (last["lease"],)).fetchone()
-    db.execute("UPDATE judgements SET undone = 1 WHERE seq = ?", (last["seq"],))
-    db.execute("UPDATE comparison_leases SET state = 'returned' WHERE lease = ?", (last["lease"],))
-    if not last["repeat"]:
-        db.execute("UPDATE comparisons SET judged = judged - 1 WHERE id = ?", (last["comparison"],))
-    told = {"judgement": last["id"], "comparison": last["comparison"], "rater": name}
-    audit.append(db, now, Kind.UNDO, told)
-    swapped = bool(before["swapped"])
+    last = COMPARISONS.to_undo(db, name)
+    COMPARISONS.take_back(db, last, now)
+    before = "SELECT swapped FROM comparison_leases WHERE lease = ?"
+    swapped = bool(db.execute(before, (last["lease"],)).fetchone()[0])
     lease = comparison_queue.give(
         db, config, name, last["comparison"], now, swapped=swapped, repeat=bool(last["repeat"])
     )
     return lease, _answered(json.loads(last["body"]), swapped)
-
-
-def can_undo(db: sqlite3.Connection, name: str) -> bool:
-    """Whether `undo` would take something back."""
-    last = _last(db, name)
-    return last is not None and not last["undone"]
 
 
 def _answered(body: dict[str, Any], swapped: bool) -> dict[str, Any]:
@@ -128,11 +83,3 @@ def _answered(body: dict[str, Any], swapped: bool) -> dict[str, Any]:
     a, b = ("second", "first") if swapped else ("first", "second")
     flags = body["flags"]
     return {"choice": round(3 - 2 * towards_a), "flags_a": flags[a], "flags_b": flags[b], "reason": body["reason"]}
-
-
-def _last(db: sqlite3.Connection, name: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = db.execute(
-        "SELECT * FROM judgements WHERE rater = ? AND sitting = ? ORDER BY seq DESC LIMIT 1",
-        (name, desk.rater(db, name)["sitting"]),
-    ).fetchone()
-    return row

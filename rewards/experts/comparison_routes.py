@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool as aside
 
 from rewards.experts.access import Role
-from rewards.experts.bodies import Nothing, SkipBody
 from rewards.experts.comparison_bodies import ComparisonsBody, JudgementBody, LeaseBody
+from rewards.experts.rater_routes import add_turns
 from rewards.experts.service import Door, answer
 from rewards.experts.store import Store
 
@@ -18,16 +18,7 @@ def comparison_routes(store: Store, door: Door) -> APIRouter:
     A rater's settings and sittings are those of `rater_routes`.
     """
     routes, comparisons = APIRouter(prefix="/api"), store.comparisons
-
-    @routes.get("/compare/me")
-    async def me(request: Request) -> Response:
-        caller = door.admit(request, Role.RATER)
-        return answer(await aside(comparisons.me, caller.rater))
-
-    @routes.post("/compare/next")
-    async def next_comparison(request: Request) -> Response:
-        caller, _ = await door.hear(request, Role.RATER, Nothing)
-        return answer(await aside(comparisons.next, caller.rater))
+    add_turns(routes, "/compare", comparisons, door)
 
     @routes.post("/compare/renew")
     async def renew(request: Request) -> Response:
@@ -39,17 +30,6 @@ def comparison_routes(store: Store, door: Door) -> APIRouter:
         caller, body = await door.hear(request, Role.RATER, JudgementBody)
         judgement, new, sitting = await aside(comparisons.judge, caller.rater, body.told)
         return answer({"judgement": judgement, "sitting": sitting}, 201 if new else 200)
-
-    @routes.post("/compare/skip")
-    async def skip(request: Request) -> Response:
-        caller, body = await door.hear(request, Role.RATER, SkipBody)
-        await aside(comparisons.skip, caller.rater, body.lease, body.reason)
-        return answer({})
-
-    @routes.post("/compare/undo")
-    async def undo(request: Request) -> Response:
-        caller, _ = await door.hear(request, Role.RATER, Nothing)
-        return answer(await aside(comparisons.undo, caller.rater))
 
     @routes.post("/run/comparisons")
     async def add(request: Request) -> Response:

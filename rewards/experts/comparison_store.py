@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.experts import comparison_desk, comparison_queue, desk
+from rewards.experts import comparison_desk, comparison_queue, desk, turns
 from rewards.experts.comparison import Answer, Comparison
+from rewards.experts.comparison_queue import COMPARISONS
 from rewards.experts.config import ServiceConfig
 from rewards.experts.database import Database
 
@@ -26,26 +27,26 @@ class Comparisons:
     def me(self, rater: str) -> dict[str, Any]:
         """What the page asks first: the red flags, and how far the rater is."""
         with self._database.read() as db:
-            row = desk.rater(db, rater)
+            row = turns.rater(db, rater)
             done = "SELECT count(*) FROM judgements WHERE rater = ? AND undone = 0"
             return {
                 "name": rater,
                 "flags": desk.FORM["flags"],
-                "sitting": comparison_desk.sitting(db, self._config, rater),
+                "sitting": COMPARISONS.sitting(db, self._config, rater),
                 "done": db.execute(done, (rater,)).fetchone()[0],
                 "crisis": bool(row["crisis"]),
-                "left": comparison_queue.left(db, row, self._clock()),
-                "can_undo": comparison_desk.can_undo(db, rater),
+                "left": COMPARISONS.left(db, row, self._clock()),
+                "can_undo": COMPARISONS.last(db, rater) is not None,
             }
 
     def next(self, rater: str) -> dict[str, Any]:
         """The comparison that this rater holds, else a new one, else why there is none."""
 
         def work(db: Any) -> dict[str, Any]:
-            now, row = self._clock(), desk.rater(db, rater)
+            now, row = self._clock(), turns.rater(db, rater)
             lease = comparison_queue.held(db, row, now)
             if lease is None:
-                sitting = comparison_desk.sitting(db, self._config, rater)
+                sitting = COMPARISONS.sitting(db, self._config, rater)
                 if sitting["done"] >= sitting["limit"]:
                     return {"item": None, "why": "sitting"}
                 lease = comparison_queue.choose(db, self._config, row, now)
@@ -67,7 +68,7 @@ class Comparisons:
 
         def work(db: Any) -> tuple[str, bool, dict[str, int]]:
             judgement, new = comparison_desk.judge(db, rater, told, reason, self._clock())
-            return judgement, new, comparison_desk.sitting(db, self._config, rater)
+            return judgement, new, COMPARISONS.sitting(db, self._config, rater)
 
         return self._database.write(work)
 
@@ -76,7 +77,7 @@ class Comparisons:
         from rewards.experts.scrub import scrub
 
         scrubbed = scrub(reason)
-        self._database.write(lambda db: comparison_desk.skip(db, rater, lease, scrubbed, self._clock()))
+        self._database.write(lambda db: COMPARISONS.skip(db, rater, lease, scrubbed, self._clock()))
 
     def undo(self, rater: str) -> dict[str, Any]:
         """Take the last judgement back; its comparison as `next` gives it, with the answer as draft."""

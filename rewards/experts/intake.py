@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rewards.experts import audit, queue
+from rewards.experts import audit, turns
 from rewards.experts.config import ServiceConfig
 from rewards.experts.refusal import Refused
 from rewards.experts.types import Item, Kind
@@ -67,7 +67,7 @@ def known(db: sqlite3.Connection, ids: Iterable[str]) -> None:
 
 def _raters(config: ServiceConfig, item: Item) -> int:
     """How many shall judge it."""
-    return max(item.wanted, config.overlap_raters) if queue.share(item.id) < config.overlap else item.wanted
+    return max(item.wanted, config.overlap_raters) if turns.share(item.id) < config.overlap else item.wanted
 
 
 def _chained(item: Item, wanted: int, raters: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rewards.experts import pages
 from rewards.experts.access import Caller, Role
 from rewards.experts.bodies import BodyT, parse
 from rewards.experts.config import ServiceConfig
@@ -20,7 +20,6 @@ from rewards.experts.limits import Buckets, read
 from rewards.experts.refusal import Refused
 from rewards.experts.store import Store
 
-_PAGE = Path(__file__).with_name("page")
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}  # what /static gives, by ending
 LARGEST = {Role.RATER: 256 * 1024, Role.RUN: 16 * 1024 * 1024, Role.ADMIN: 16 * 1024 * 1024}  # bytes of a body
 _HEADERS = {
@@ -97,14 +96,14 @@ def _serve_pages(app: FastAPI, door: Door) -> None:
     def page(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def give(request: Request) -> Response:
             door.admit_stranger(request)
-            return Response((_PAGE / name).read_bytes(), media_type="text/html")
+            return Response(pages.page(name), media_type="text/html")
 
         return give
 
     async def static(request: Request, name: str) -> Response:
         door.admit_stranger(request)
         known = {
-            file.name: file for file in _PAGE.iterdir() if file.suffix in _STATIC
+            file.name: file for file in pages.FOLDER.iterdir() if file.suffix in _STATIC
         }  # a name is looked up, never joined
         if name not in known:
             raise Refused(404, "there is no such page")

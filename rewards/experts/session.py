@@ -17,6 +17,7 @@ from rewards.experts.panel import Panel
 from rewards.experts.serve import Server, alone
 from rewards.experts.simulated_raters import careful
 from rewards.term_config import ExpertsConfig
+from rewards.types import RewardError
 
 ADMIN_LINK = "admin-link"  # of the folder: it lets in whoever has it, and is in no log
 
@@ -35,6 +36,13 @@ def rating_session(config: ExpertsConfig, run_directory: Path, seed: int, say: S
                 f"rewards.experts.url needs the run's token in the environment variable {config.token_env}, it is not set; "
                 f"take it from the service's service.json: export {config.token_env}=..."
             )
+        try:
+            RunClient(config.url, token, timeout_s=10.0, retries=1).close_from(run_directory.name, 0)
+        except RewardError as error:
+            raise ValueError(
+                f"rewards.experts.url must be a rating service that takes the token in {config.token_env}: {error}. The service's "
+                "service.json has its address and the token"
+            ) from error
         yield RunClient(config.url, token)
         return
     folder = run_directory / FOLDER

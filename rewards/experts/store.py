@@ -93,10 +93,10 @@ class Store:
             return {
                 "name": rater,
                 "form": desk.FORM,
-                "sitting": desk.sitting(db, self.config, rater),
+                "sitting": queue.REPLIES.sitting(db, self.config, rater),
                 "done": done,
                 "crisis": bool(row["crisis"]),
-                "left": queue.left(db, row, self.clock()),
+                "left": queue.REPLIES.left(db, row, self.clock()),
                 "can_undo": desk.can_undo(db, rater),
             }
 
@@ -107,7 +107,7 @@ class Store:
             now = self.clock()
             lease = queue.held(db, rater, now)
             if lease is None:
-                sitting = desk.sitting(db, self.config, rater)
+                sitting = queue.REPLIES.sitting(db, self.config, rater)
                 if sitting["done"] >= sitting["limit"]:
                     return {"item": None, "why": "sitting"}
                 lease = queue.choose(db, self.config, desk.rater(db, rater), now)
@@ -129,8 +129,8 @@ class Store:
         reason = scrub(told.reason)
 
         def work(db: Any) -> tuple[str, bool, dict[str, int]]:
-            rating, new = desk.rate(db, self.config, rater, told, reason, self.clock())
-            return rating, new, desk.sitting(db, self.config, rater)
+            rating, new = desk.rate(db, rater, told, reason, self.clock())
+            return rating, new, queue.REPLIES.sitting(db, self.config, rater)
 
         return self.database.write(work)
 
@@ -139,7 +139,7 @@ class Store:
         from rewards.experts.scrub import scrub
 
         scrubbed = scrub(reason)
-        self.database.write(lambda db: desk.skip(db, rater, lease, scrubbed, self.clock()))
+        self.database.write(lambda db: queue.REPLIES.skip(db, rater, lease, scrubbed, self.clock()))
 
     def undo(self, rater: str) -> dict[str, Any]:
         """Take the last rating back; its reply as `next` gives it, with the rating as draft."""
@@ -159,7 +159,7 @@ class Store:
 
         def work(db: Any) -> dict[str, int]:
             db.execute("UPDATE raters SET sitting = sitting + 1 WHERE name = ?", (rater,))
-            return desk.sitting(db, self.config, rater)
+            return queue.REPLIES.sitting(db, self.config, rater)
 
         return self.database.write(work)
 

@@ -62,6 +62,11 @@ export class CompareForm {
     this.missing = false;
   }
 
+  /** True when the rater has entered anything at all. */
+  isTouched(draft) {
+    return draft.choice !== null || draft.flags_a.length + draft.flags_b.length > 0 || draft.reason !== "";
+  }
+
   set missing(is) {
     this.#places.choiceSet.classList.toggle("is-missing", is);
     for (const input of this.#steps) input.setAttribute("aria-invalid", String(is));
@@ -121,6 +126,3 @@ function flagRow(name, title, number) {
   const element = make("div", { class: "flag-pair" }, make("span", {}, digit, title), labelOf("A", a), labelOf("B", b));
   return { name, a, b, element };
 }
-
-/** True when the rater has entered anything at all. */
-export const isTouched = (draft) => draft.choice !== null || draft.flags_a.length + draft.flags_b.length > 0 || draft.reason !== "";

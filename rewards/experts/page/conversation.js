@@ -1,29 +1,16 @@
-// Shows a conversation: the client on the left, the therapist on the right, the reply to be rated below and set off.
+// Shows a conversation: the client on the left, the therapist on the right.
 
 import { byId, make } from "./dom.js";
 
 const WHO = { client: "Client", therapist: "Therapist" };
 
-/** Fills the reading pane, shows the last turns first (they are what the reply answers), and offers the way to the start. */
-export function showConversation({ turns, reply }) {
-  byId("reply-text").textContent = reply;
-  byId("reply-text").scrollTop = 0;
-  showTurns(turns);
-}
-
-/** The turns alone. */
+/** Fills the pane of the conversation, shows the last turns first (they are what a reply answers), and offers the way to the start. */
 export function showTurns(turns) {
   byId("turns").replaceChildren(...turns.map(turnElement));
   const history = byId("history");
   history.hidden = turns.length === 0;
   history.scrollTop = history.scrollHeight;
   offerStart();
-}
-
-/** Empties the pane: a text that may distress is not left in the page behind a warning. */
-export function clearConversation() {
-  byId("turns").replaceChildren();
-  byId("reply-text").textContent = "";
 }
 
 function turnElement({ speaker, text }) {

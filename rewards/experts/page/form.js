@@ -48,6 +48,12 @@ export class RatingForm {
     this.#reason.value = draft?.reason ?? "";
   }
 
+  /** True when the rater has entered anything at all. */
+  isTouched(draft) {
+    const numbers = [...Object.values(draft.criteria), draft.overall];
+    return numbers.some((value) => value !== null) || draft.flags.length > 0 || draft.reason !== "";
+  }
+
   /** The sliders that still wait for a value. */
   missing() {
     return this.sliders.filter((slider) => slider.value === null);
@@ -116,10 +122,4 @@ function flagBox(flag, number) {
   const box = make("input", { type: "checkbox", id, name: flag.name });
   const digit = make("kbd", { "aria-hidden": "true" }, String(number));
   return { box, element: make("label", { class: "flag", for: id }, box, make("span", {}, flag.title), digit) };
-}
-
-/** True when the rater has entered anything at all. */
-export function isTouched(draft) {
-  const numbers = [...Object.values(draft.criteria), draft.overall];
-  return numbers.some((value) => value !== null) || draft.flags.length > 0 || draft.reason !== "";
 }

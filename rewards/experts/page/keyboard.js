@@ -3,29 +3,19 @@
 import { make } from "./dom.js";
 import { singleKeys } from "./memory.js";
 
-/** For the help dialog: keys, then what they do. Each inner list is one chord or alternative. */
-export const KEYS = [
-  [["1", "…", "5"], "choose a criterion"],
-  [["6"], "or", ["0"], "choose “All in all”"],
-  [["0", "…", "9"], "on a slider: set 0 to 0.9"],
-  [["7", "5"], "on a slider: set 0.75 (two digits, typed quickly)"],
-  [["1", "0"], "or", ["End"], "on a slider: set 1"],
-  [["←", "→"], "on a slider: 0.05 less or more, with Shift 0.01"],
-  [["Backspace"], "on a slider: back to “not rated yet”"],
-  [["Shift", "3"], "choose a criterion while on a slider"],
-  [["Enter"], "next unrated slider; when all are rated, submit"],
-  [["F"], "red flags; then 1 to 8 or Space tick"],
+/** For the help dialog: what every page has. Keys, then what they do; each inner list is one chord or alternative. */
+export const commonKeys = (answer) => [
   [["R"], "reason; Ctrl Enter submits, Esc leaves"],
   [["C"], "conversation, to scroll with the arrow keys"],
   [["S"], "skip, with a reason"],
-  [["U"], "take back the last rating"],
+  [["U"], `take back the last ${answer}`],
   [["?"], "this help"],
 ];
 
-/** Which action a letter stands for. */
-export const LETTERS = { f: "flags", r: "reason", c: "conversation", s: "skip", u: "undo", "?": "help" };
+/** Which action a letter stands for, on every page. */
+export const COMMON_LETTERS = { r: "reason", c: "conversation", s: "skip", u: "undo", "?": "help" };
 
-export function keyRows(keys = KEYS) {
+export function keyRows(keys) {
   return keys.map((row) => {
     const cell = make("th", { scope: "row" });
     for (const part of row.slice(0, -1)) {
@@ -40,7 +30,7 @@ export function keyRows(keys = KEYS) {
  * `actions` has a function for each of: choose(number), advance, submit, leave, and those that `letters` name.
  * Each returns false when it has nothing to do at present; the key is then left alone.
  */
-export function listenToKeys(actions, letters = LETTERS) {
+export function listenToKeys(actions, letters) {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
     const action = actionOf(event, actions, letters);
