@@ -232,13 +232,14 @@ def evaluate(words: Sequence[str]) -> int:
 
 def suite_help() -> str:
     """What `attune evaluate` takes."""
+    from eval.metrics import METRICS
     from eval.suite_config import SUITES, ArmConfig, SuiteCorpus, SuiteSettings
 
     shipped = ", ".join(sorted(path.stem for path in SUITES.glob("*.toml")))
     parts = [f"attune evaluate SUITE [--dotted.name value ...]\n\nSUITE: a .toml file, or one of {shipped}\n"]
     for kind, where in ((SuiteSettings, ""), (ArmConfig, "arms.NAME."), (SuiteCorpus, "corpora.NAME.")):
         parts.append(help_text(kind, f"settings {where}"))
-    return "\n".join(parts)
+    return "\n".join([*parts, f"metrics: {', '.join(METRICS)}"])
 
 
 def report(words: Sequence[str]) -> int:
