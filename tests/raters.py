@@ -51,6 +51,7 @@ REPLY = (
     "like, we could look together at what you would have said, had you rung back."
 )
 CRISIS = "I don't see why I should go on. I have thought about not waking up."
+EVIL = "<img src=x onerror=\"document.title='owned'\"><script>alert('owned')</script> &amp; {{7*7}}"
 SMALL = """() => [...document.querySelectorAll('button, input, textarea, select')].filter(e => e.checkVisibility()).map(e => {
     const box = (['checkbox', 'radio'].includes(e.type) ? e.closest('label') : e).getBoundingClientRect();
     return [e.id || e.textContent, box.width, box.height];
@@ -185,25 +186,26 @@ class Visits:
         self.problems.append(text)
 
 
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser."""
-    from playwright.sync_api import sync_playwright
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for the module. A module takes it, and `visit`, by giving it a name: `browser = raters.browser`."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs {CHROMIUM}")
+    driving = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    with driving.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+        yield chromium
+        chromium.close()
 
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
-        yield found
-        found.close()
 
-
-@contextmanager
-def visits(browser: Any) -> Iterator[Visits]:
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Visits]:
     """Visits of which nothing may be left in the end that was not forgiven."""
-    made = Visits(browser)
-    yield made
-    for context in made.contexts:
+    visits = Visits(browser)
+    yield visits
+    for context in visits.contexts:
         context.close()
-    assert [problem for problem in made.problems if not re.search(made.forgiven, problem)] == []
+    assert [problem for problem in visits.problems if not re.search(visits.forgiven, problem)] == []
 
 
 def shoot(page: Any, name: str, *, whole: bool = False) -> None:
@@ -219,6 +221,54 @@ def see(page: Any, view: str) -> None:
     page.wait_for_selector(f"body[data-showing={view}]")
     if view == "work":
         page.wait_for_selector("form[aria-busy=false]")
+
+
+def fits(page: Any) -> None:
+    """Nothing is wider than the screen, and nothing to touch is too small for a finger."""
+    assert page.evaluate(TOO_WIDE) <= 0
+    assert page.evaluate(SMALL) == []
+
+
+def dialogs_fit(page: Any, picture: str) -> None:
+    """So it is of the question why one skips, and of the help; both are opened and closed by a finger."""
+    page.tap("#skip")
+    page.wait_for_selector("#skip-dialog[open]")
+    fits(page)
+    page.tap("#skip-cancel")
+    page.tap("#open-help")
+    fits(page)
+    shoot(page, picture)
+    page.tap("#help-close")
+
+
+def lose(page: Any, path: str) -> list[str]:
+    """No answer to what is sent there reaches the page any more, and only the first request arrives; the ids of what is sent."""
+    sent: list[str] = []
+
+    def swallow(route: Any) -> None:
+        sent.append(json.loads(route.request.post_data)["submission"])
+        if len(sent) == 1:
+            route.fetch()  # it arrives, and nobody hears of it
+        route.abort()
+
+    page.route(path, swallow)
+    return sent
+
+
+def wants_crises(page: Any) -> None:
+    """Accepts the notice, crisis conversations too, and sees the warning."""
+    see(page, "notice")
+    page.check("#notice-crisis")
+    page.click("#agree")
+    see(page, "warning")
+
+
+def switch_keys_off(page: Any) -> None:
+    """By the help's setting."""
+    page.click("#open-help")
+    page.uncheck("#set-keys")
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
 
 
 def begin(page: Any) -> None:

@@ -5,7 +5,6 @@ Screenshots go to the folder that the environment variable ATTUNE_SCREENSHOTS na
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,24 +17,10 @@ from rewards.experts.config import ServiceConfig
 from rewards.experts.form import FLAGS
 from rewards.experts.serve import Server
 from tests import raters
-from tests.raters import (
-    CRISIS,
-    IN_A_BROWSER,
-    REPLY,
-    SMALL,
-    TALK,
-    TOO_WIDE,
-    Running,
-    Visits,
-    check_access,
-    chromium,
-    press,
-    see,
-    shoot,
-    visits,
-)
+from tests.raters import REPLY, Visits, check_access, press, see, shoot
 
-pytestmark = IN_A_BROWSER
+pytestmark = raters.IN_A_BROWSER
+browser, visit = raters.browser, raters.visit
 
 _PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
 _NAMES = [flag.value for flag in FLAGS]
@@ -43,11 +28,11 @@ _COOL = "Many people feel like this after a loss. Try to go to bed at the same h
 
 
 @dataclass
-class Service(Running):
+class Service(raters.Running):
     """One to which pairs of replies are sent. The arms are "warm" and "cool"."""
 
     def put(
-        self, count: int, *, tier: str = "none", talk: Sequence[tuple[str, str]] = TALK, wanted: int = 1,
+        self, count: int, *, tier: str = "none", talk: Sequence[tuple[str, str]] = raters.TALK, wanted: int = 1,
         replies: tuple[str, str] = (REPLY, _COOL),
     ) -> None:  # fmt: skip
         """So many pairs, numbered where there are several."""
@@ -72,18 +57,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
             return Service(server.url, server.admin_link.partition("#")[2], server.token, tmp_path)
 
         yield begin
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Visits]:
-    with visits(browser) as made:
-        yield made
 
 
 def begin(page: Any) -> None:
@@ -233,19 +206,14 @@ def test_side_by_side_on_a_desk_and_stacked_on_a_phone(start: Callable[..., Serv
     begin(desk)
     a, b = (desk.locator(f"#reply-{side}").bounding_box() for side in "ab")
     assert a["y"] == b["y"] and a["x"] + a["width"] <= b["x"]
-    assert desk.evaluate(TOO_WIDE) <= 0
+    assert desk.evaluate(raters.TOO_WIDE) <= 0
     page = visit(service.invite("Vogel"), **_PHONE)
-
-    def fits() -> None:
-        assert page.evaluate(TOO_WIDE) <= 0
-        assert page.evaluate(SMALL) == []
-
     see(page, "notice")
-    fits()
+    raters.fits(page)
     shoot(page, "compare-phone-notice")
     page.tap("#agree")
     see(page, "work")
-    fits()
+    raters.fits(page)
     shoot(page, "compare-phone", whole=True)
     shoot(page, "compare-phone-first")
     a, b = (page.locator(f"#reply-{side}").bounding_box() for side in "ab")
@@ -253,29 +221,25 @@ def test_side_by_side_on_a_desk_and_stacked_on_a_phone(start: Callable[..., Serv
     page.tap("label[for=choice-4]")
     page.tap(f"label[for=flag-a-{_NAMES[4]}]")
     shoot(page, "compare-phone-form")
-    page.tap("#skip")
-    page.wait_for_selector("#skip-dialog[open]")
-    fits()
-    page.tap("#skip-cancel")
-    page.tap("#open-help")
-    fits()
-    shoot(page, "compare-phone-help")
-    page.tap("#help-close")
+    raters.dialogs_fit(page, "compare-phone-help")
     page.tap("#submit")
     see(page, "empty")
-    fits()
+    raters.fits(page)
     (told,) = service.chain("judgement")
     assert abs(told["preference"]) == 0.5 and sorted(map(len, told["flags"].values())) == [0, 1]
 
 
 def test_script_in_texts_is_shown_and_not_run(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    evil = "<img src=x onerror=\"document.title='owned'\"><script>alert('owned')</script> &amp; {{7*7}}"
-    service.put(1, talk=[("client", evil), ("therapist", "javascript:alert(1)")], replies=(evil, f"{evil} 2"))
+    service.put(
+        1,
+        talk=[("client", raters.EVIL), ("therapist", "javascript:alert(1)")],
+        replies=(raters.EVIL, f"{raters.EVIL} 2"),
+    )
     page = visit(service.invite("Vogel"))
     begin(page)
-    assert sorted(page.text_content(f"#reply-{side}") for side in "ab") == [evil, f"{evil} 2"]
-    assert page.text_content(".turn.is-client p") == evil
+    assert sorted(page.text_content(f"#reply-{side}") for side in "ab") == [raters.EVIL, f"{raters.EVIL} 2"]
+    assert page.text_content(".turn.is-client p") == raters.EVIL
     assert page.locator("main img, main script").count() == 0
     press(page, "3 r")
     page.keyboard.type("<b>bold</b>")
@@ -327,23 +291,20 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     start: Callable[..., Service], visit: Visits
 ) -> None:
     service = start()
-    service.put(2, tier="active", talk=[("client", CRISIS)])
+    service.put(2, tier="active", talk=[("client", raters.CRISIS)])
     page = visit(service.invite("Vogel"))
     see(page, "notice")
     page.keyboard.press("Enter")
     see(page, "empty")  # opted out unless chosen
     willing = visit(service.invite("Willing"))
-    see(willing, "notice")
-    willing.check("#notice-crisis")
-    willing.click("#agree")
-    see(willing, "warning")
-    assert CRISIS not in str(willing.content()) and _COOL not in str(willing.content())
+    raters.wants_crises(willing)
+    assert raters.CRISIS not in str(willing.content()) and _COOL not in str(willing.content())
     willing.keyboard.press("Enter")
     see(willing, "work")
-    assert willing.inner_text(".turn p") == CRISIS
+    assert willing.inner_text(".turn p") == raters.CRISIS
     press(willing, "1 Enter")
     see(willing, "warning")
-    assert CRISIS not in str(willing.content())
+    assert raters.CRISIS not in str(willing.content())
     willing.click("#warning-never")
     see(willing, "empty")
     assert len(service.chain("judgement")) == 1
@@ -361,15 +322,7 @@ def test_a_judgement_survives_a_lost_connection_and_is_stored_once(
     page = visit(service.invite("Vogel"))
     begin(page)
     before = page.text_content("#reply-a")
-    sent: list[str] = []
-
-    def lose(route: Any) -> None:
-        sent.append(json.loads(route.request.post_data)["submission"])
-        if len(sent) == 1:
-            route.fetch()  # it arrives, and nobody hears of it
-        route.abort()
-
-    page.route("**/api/compare/judgements", lose)
+    sent = raters.lose(page, "**/api/compare/judgements")
     press(page, "2 Enter")
     page.wait_for_selector("#banner:has-text('Your judgement is kept here')")
     page.wait_for_timeout(1500)  # it tries again
@@ -427,10 +380,7 @@ def test_keys_can_be_switched_off_and_tab_reaches_everything(start: Callable[...
     assert wanted <= set(reached)
     order = [reached.index(one) for one in ("history", "reply-a", "reply-b", "choice-1", "reason", "submit")]
     assert order == sorted(order)
-    page.click("#open-help")
-    page.uncheck("#set-keys")
-    page.keyboard.press("Escape")
-    page.evaluate("document.activeElement.blur()")
+    raters.switch_keys_off(page)
     press(page, "s 1")
     assert not page.is_visible("#skip-dialog") and not page.is_checked("#choice-1")
 
@@ -465,7 +415,7 @@ def test_the_admin_sees_how_far_it_is_and_invites(start: Callable[..., Service],
     shoot(admin, "compare-admin", whole=True)
     phone = visit(f"{service.url}/admin#{service.admin}", **_PHONE)
     see(phone, "board")
-    assert phone.evaluate(TOO_WIDE) <= 0
+    assert phone.evaluate(raters.TOO_WIDE) <= 0
     shoot(phone, "compare-admin-phone")
 
 

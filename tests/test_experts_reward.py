@@ -20,6 +20,7 @@ from rewards.experts.late import LateScores
 from rewards.experts.meanwhile import Asynchronous, alarm
 from rewards.experts.opinions import Synchronous, item_of, key_of
 from rewards.experts.selection import choose
+from rewards.experts.serve import Server
 from rewards.experts.session import rating_session
 from rewards.experts.surrogate import UNKNOWN, Guess, Surrogate
 from rewards.experts.types import Item
@@ -399,3 +400,23 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
     elsewhere = ExpertsConfig(1.0, url="http://h:1")
     with pytest.raises(ValueError, match="ATTUNE_RUN_TOKEN"), rating_session(elsewhere, Path(), 0, print):
         pass
+
+
+def test_a_service_that_is_not_there_or_refuses_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within seconds, with the setting, the address, the token's variable and where the token stands."""
+    monkeypatch.setenv("ATTUNE_RUN_TOKEN", "no-such-token")
+    began = time.monotonic()
+    with (
+        pytest.raises(ValueError, match=r"rewards\.experts\.url .*ATTUNE_RUN_TOKEN.*service\.json"),
+        rating_session(ExpertsConfig(1.0, url="http://127.0.0.1:9"), tmp_path, 0, print),
+    ):
+        pass
+    with (
+        Server(tmp_path / "experts") as server,
+        pytest.raises(ValueError, match=r"status 401"),
+        rating_session(ExpertsConfig(1.0, url=server.url), tmp_path, 0, print),
+    ):
+        pass
+    assert time.monotonic() - began < 30

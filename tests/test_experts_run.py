@@ -15,6 +15,7 @@ import pytest
 
 from rewards.experts import ledger
 from rewards.experts.store import DATABASE
+from rl.experts import describe_audit
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,12 @@ def test_a_killed_run_with_experts_goes_on_and_its_chain_says_what_moved_it(tmp_
         [sys.executable, "-m", "rl", "audit", str(run), "3"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert wrong.returncode == 2 and "must know the checkpoint after 3 steps" in wrong.stderr
+    [weights] = (run / "checkpoints" / "step-000004" / "policy").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as long as before
+    with pytest.raises(ValueError, match=r"is not the file that was saved"):
+        describe_audit(run, 4)
+    with pytest.raises(ValueError, match="must have asked people"):
+        describe_audit(tmp_path, None)
 
 
 def _ratings(run: Path) -> int:

@@ -19,25 +19,11 @@ import httpx
 import pytest
 
 from rewards.experts.form import CRITERIA, FLAGS
-from tests.raters import (
-    CRISIS,
-    IN_A_BROWSER,
-    REPLY,
-    SMALL,
-    TALK,
-    TOO_WIDE,
-    Running,
-    Visits,
-    begin,
-    check_access,
-    chromium,
-    press,
-    see,
-    shoot,
-    visits,
-)
+from tests import raters
+from tests.raters import REPLY, Visits, begin, check_access, press, see, shoot
 
-pytestmark = IN_A_BROWSER
+pytestmark = raters.IN_A_BROWSER
+browser, visit = raters.browser, raters.visit
 
 _PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 _NAMES = [criterion.name for criterion in CRITERIA]
@@ -45,10 +31,12 @@ _TURN = itertools.count()
 
 
 @dataclass
-class Service(Running):
+class Service(raters.Running):
     """One to which a training job sends replies."""
 
-    def put(self, replies: Sequence[str], *, tier: str = "none", talk: Sequence[tuple[str, str]] = TALK) -> list[str]:
+    def put(
+        self, replies: Sequence[str], *, tier: str = "none", talk: Sequence[tuple[str, str]] = raters.TALK
+    ) -> list[str]:
         """Put replies to the same conversation into the queue, to be given in this order; their ids."""
         history = [{"speaker": speaker, "text": text} for speaker, text in talk]
         items = [
@@ -93,18 +81,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     for process in processes:
         process.terminate()
         process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Visits]:
-    with visits(browser) as made:
-        yield made
 
 
 def reply_of(page: Any) -> str:
@@ -260,17 +236,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(start: Callable[...
     long_word = "and" * 80
     service.put([f"{REPLY} {long_word}", REPLY])
     page = visit(service.invite("Vogel"), **_PHONE)
-
-    def fits() -> None:
-        assert page.evaluate(TOO_WIDE) <= 0
-        assert page.evaluate(SMALL) == []
-
     see(page, "notice")
-    fits()
+    raters.fits(page)
     shoot(page, "phone-notice")
     page.tap("#agree")
     see(page, "work")
-    fits()
+    raters.fits(page)
     shoot(page, "phone-reading")
     for slider in page.locator("input[type=range]").all():
         slider.evaluate("slider => slider.scrollIntoView({ block: 'center' })")
@@ -278,14 +249,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(start: Callable[...
         page.touchscreen.tap(box["x"] + 12 + (box["width"] - 24) * 0.8, box["y"] + box["height"] / 2)
     shoot(page, "phone-rating")
     page.tap("label[for=flag-dosage]")
-    page.tap("#skip")
-    page.wait_for_selector("#skip-dialog[open]")
-    fits()
-    page.tap("#skip-cancel")
-    page.tap("#open-help")
-    fits()
-    shoot(page, "phone-help")
-    page.tap("#help-close")
+    raters.dialogs_fit(page, "phone-help")
     page.tap("#submit")
     page.wait_for_selector("#toast:has-text('Rating saved')")
     [rating] = service.ratings()
@@ -295,13 +259,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(start: Callable[...
 
 def test_script_in_texts_is_shown_and_not_run(start: Callable[..., Service], visit: Visits) -> None:
     service = start()
-    evil = "<img src=x onerror=\"document.title='owned'\"><script>alert('owned')</script> &amp; {{7*7}}"
-    service.put([evil], talk=[("client", evil), ("therapist", "javascript:alert(1)")])
+    service.put([raters.EVIL], talk=[("client", raters.EVIL), ("therapist", "javascript:alert(1)")])
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "work")
-    assert reply_of(page) == evil
-    assert page.text_content(".turn.is-client p") == evil
+    assert reply_of(page) == raters.EVIL
+    assert page.text_content(".turn.is-client p") == raters.EVIL
     assert page.locator("#work-title ~ img, .turns img, .reply img, .turns script, .reply script").count() == 0
     page.keyboard.press("r")
     page.keyboard.type("<b>bold</b>")
@@ -354,21 +317,18 @@ def test_crisis_conversations_come_with_a_warning_and_only_to_who_wants_them(
     service.put(
         ["I am glad you told me. Are you thinking of ending your life?", "Stay with me."],
         tier="active",
-        talk=[("client", CRISIS)],
+        talk=[("client", raters.CRISIS)],
     )
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "empty")  # opted out unless chosen
     willing = visit(service.invite("Willing"))
-    see(willing, "notice")
-    willing.check("#notice-crisis")
-    willing.click("#agree")
-    see(willing, "warning")
-    assert CRISIS not in str(willing.content())
+    raters.wants_crises(willing)
+    assert raters.CRISIS not in str(willing.content())
     shoot(willing, "sensitive-warning")
     willing.keyboard.press("Enter")
     see(willing, "work")
-    assert willing.inner_text(".turn p") == CRISIS
+    assert willing.inner_text(".turn p") == raters.CRISIS
     press(willing, f"{RATE_ALL} Enter")
     see(willing, "warning")
     willing.click("#warning-never")
@@ -386,15 +346,7 @@ def test_a_rating_survives_a_lost_connection_and_is_stored_once(start: Callable[
     page = visit(service.invite("Vogel"))
     begin(page)
     see(page, "work")
-    sent: list[str] = []
-
-    def lose(route: Any) -> None:
-        sent.append(json.loads(route.request.post_data)["submission"])
-        if len(sent) == 1:
-            route.fetch()  # it arrives, and nobody hears of it
-        route.abort()
-
-    page.route("**/api/ratings", lose)
+    sent = raters.lose(page, "**/api/ratings")
     press(page, f"{RATE_ALL} Enter")
     page.wait_for_selector("#banner:has-text('Your rating is kept here')")
     page.wait_for_timeout(1500)  # it tries again
@@ -497,10 +449,7 @@ def test_keys_can_be_switched_off_and_tab_reaches_everything(start: Callable[...
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     wanted = {f"slider-{name}" for name in [*_NAMES, "overall"]} | {f"flag-{flag.value}" for flag in FLAGS}
     assert wanted | {"reason", "skip", "submit", "open-help", "history"} <= reached
-    page.click("#open-help")
-    page.uncheck("#set-keys")
-    page.keyboard.press("Escape")
-    page.evaluate("document.activeElement.blur()")
+    raters.switch_keys_off(page)
     page.keyboard.press("s")
     assert not page.is_visible("#skip-dialog")
 
@@ -543,8 +492,8 @@ def test_the_admin_sees_the_work_invites_shuts_out_and_exports(start: Callable[.
     assert httpx.get(f"{service.url}/api/me", headers={"Authorization": f"Bearer {token}"}).status_code == 403
     phone = visit(f"{service.url}/admin#{service.admin}", **_PHONE, color_scheme="dark")
     see(phone, "board")
-    assert phone.evaluate(TOO_WIDE) <= 0
-    assert phone.evaluate(SMALL) == []
+    assert phone.evaluate(raters.TOO_WIDE) <= 0
+    assert phone.evaluate(raters.SMALL) == []
     check_access(phone)
     shoot(phone, "admin-phone-dark", whole=True)
 

@@ -67,6 +67,16 @@ def scored(sample: int, parts: dict[str, float], flags: tuple[str, ...] = ()) ->
 # -- rollouts --------------------------------------------------------------------------------------------------------
 
 
+def test_a_reply_that_nobody_judged_has_no_reward(tmp_path: Path) -> None:
+    """Null in the file, and no reply of the report: not a reward of 0."""
+    item = scored(1, {"length": 0.5})
+    path = write_rollouts(
+        tmp_path, 0, [scored(0, {"length": 0.5}), replace(item, score=replace(item.score, dropped=True))]
+    )
+    first, second = pq.read_table(path)["reward"].to_pylist()
+    assert first is not None and second is None
+
+
 def test_rollouts_read_back_as_they_were(tmp_path: Path) -> None:
     """One row per reply, in order, with every field exact: any script, ids above 16 bits, log-probs to the bit."""
     items = [scored(0, {"length": 1.0}), scored(1, {"length": 0.5}, ("false-hope", "dismissal"))]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -453,21 +452,7 @@ def test_decimals_show_three_digits_of_the_largest() -> None:
     assert places([math.nan]) == 3 and places([0.0, 0.0]) == 3
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not raters.CHROMIUM.exists():
-        pytest.skip(f"needs {raters.CHROMIUM}")
-    pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    with raters.chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[raters.Visits]:
-    with raters.visits(browser) as made:
-        yield made
-
-
+browser, visit = raters.browser, raters.visit
 _SIDEWAYS = """() => [...document.querySelectorAll('body *')].filter(e => {
     const box = e.getBoundingClientRect();
     return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, .cards, svg');
