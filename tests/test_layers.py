@@ -111,7 +111,17 @@ def test_settings_and_vocabulary_are_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "ppo --help", "ppo local --help", "sft --help", "sweep --help", "demo --help"]
+    "words",
+    [
+        "--help",
+        "ppo --help",
+        "ppo local --help",
+        "sft --help",
+        "sweep --help",
+        "demo --help",
+        "evaluate --help",
+        "compare --help",
+    ],
 )
 def test_help_is_light(words: str) -> None:
     """Whoever asks for help gets it, with exit code 0, before anything heavy is loaded."""
