@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -495,6 +496,15 @@ def test_numbers_that_json_lacks_stay_out_of_free_fields(service: Service) -> No
         item = b'{"items": [{"key": "k", "history": [], "reply": "x", "origin": {"a": ' + text + b"}}]}"
         assert service.ask("POST", "/api/run/items", service.server.token, item).status_code in {400, 422}
     assert service.stored() == before
+
+
+@pytest.mark.parametrize("name", ["J\u00fcrgen M\u00fcller", "\u0410\u043d\u043d\u0430", "\u674e", "Zo\u00eb R."])
+def test_people_are_invited_and_shut_out_by_their_names(service: Service, name: str) -> None:
+    """Letters are those of any script."""
+    token = service.invite(name)
+    assert service.ask("GET", "/api/me", token).status_code == 200
+    assert service.ask("POST", f"/api/admin/raters/{quote(name)}/shut", service.admin, {}).status_code == 200
+    assert service.ask("GET", "/api/me", token).status_code == 403
 
 
 @pytest.mark.parametrize(

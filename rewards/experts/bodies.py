@@ -58,7 +58,7 @@ def _once(flags: list[Flag]) -> list[Flag]:
 Share = Annotated[float, Field(ge=0, le=1)]
 Handle = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Uuid = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .@-]{0,63}$")]
+Name = Annotated[str, Field(pattern=r"^[\p{L}\p{N}_][\p{L}\p{M}\p{N}_ .@-]{0,63}$")]
 Reason = Annotated[str, Field(max_length=10_000), AfterValidator(_printable)]
 Flags = Annotated[list[Flag], Field(max_length=len(Flag)), AfterValidator(_once)]
 Said = Annotated[str, Field(max_length=100_000), AfterValidator(_replaced)]

@@ -121,7 +121,7 @@ class AdminPage {
     event.preventDefault();
     const name = byId("invite-name").value.trim();
     const days = byId("invite-days").value === "" ? null : Number(byId("invite-days").value);
-    if (!/^[A-Za-z0-9_][A-Za-z0-9_ .@-]{0,63}$/.test(name)) {
+    if (!/^[\p{L}\p{N}_][\p{L}\p{M}\p{N}_ .@-]{0,63}$/u.test(name)) {
       return this.problem("Please give a name of letters, digits, spaces and . _ @ - that begins with a letter or a digit.", "invite-name");
     }
     if (byId("invite-days").validity.badInput || (days !== null && !(days > 0 && days <= 3650))) {
