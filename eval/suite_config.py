@@ -25,6 +25,7 @@ from rollout.engine_config import RolloutConfig
 
 SUITES = Path(__file__).parent / "suites"
 ArmKind = Literal["model", "endpoint", "echo", "reference", "best_of"]
+YARDSTICKS = ("echo", "reference")  # kinds of arms that others are held against: nobody tests them, nor calls them best
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PLACE = re.compile(r"\{([a-z0-9_]+)(?:\.start)?\}")
 BEAM = "beam_rouge_1"

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from eval.metric import Better
+from eval.suite_config import YARDSTICKS
 
 T = TypeVar("T")
 GROUPS = {
@@ -80,8 +81,8 @@ class Arm:
 
     @property
     def ranked(self) -> bool:
-        """Whether the arm may be called best: the human reply itself is what others are held against."""
-        return self.kind != "reference"
+        """Whether the arm may be called best: the human reply and the echo are what others are held against, and not tested."""
+        return self.kind not in YARDSTICKS
 
 
 @dataclass(frozen=True)

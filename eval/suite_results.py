@@ -15,7 +15,7 @@ from eval.instruments import Instruments
 from eval.metric import Metric, Need
 from eval.metrics import METRICS, chosen, read
 from eval.pair import Pair, pair_up
-from eval.suite_config import BEAM, Suite
+from eval.suite_config import BEAM, YARDSTICKS, Suite
 from rewards.preference_measures import Interval
 from rewards.types import Score
 from rollout.types import Prompt
@@ -26,7 +26,6 @@ _CORPUS = {  # what a corpus has or lacks, whoever answers
     Need.ACT: lambda prompt: prompt.labels.get("dialogue_act", "").strip(),
 }
 _MOST_FAILED = 0.2
-_UNTESTED = ("echo", "reference")  # yardsticks: nobody asks whether a model differs from them by chance
 _BASELINES = ("emotion_majority", "emotion_head_majority", "act_majority")  # the same for every arm
 _ADDITIVE_DRAWS, _COLLECTIVE_DRAWS = 50_000, 10_000
 _FEW_UNITS = 30
@@ -234,7 +233,7 @@ def _compared(
     tested = {
         arm: {name: figure for name, figure in own.items() if name not in _BASELINES}
         for arm, own in measured.items()
-        if arm == suite.against or suite.arms[arm].kind not in _UNTESTED
+        if arm == suite.against or suite.arms[arm].kind not in YARDSTICKS
     }
     found = compare(tested, against=suite.against, draws=settings.draws, seed=settings.seed)
     return [_Compared(one, tested[one.first][one.metric], tested[one.second][one.metric]) for one in found]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from eval.metric import Better
-from eval.suite_config import Published, Suite
+from eval.suite_config import YARDSTICKS, Published, Suite
 from eval.suite_results import Findings, Row, metric_of
 from rewards.preference_measures import Interval
 
@@ -66,9 +66,9 @@ def _published(suite: Suite, source: str, findings: Findings) -> list[str]:
 
 
 def _best(suite: Suite, findings: Findings, corpus: str, arms: Sequence[str], name: str) -> set[str]:
-    """The arms with the best value; none where there is no better, or nothing to compare. The reference is its own ceiling."""
+    """The arms with the best value; none where there is no better, or nothing to compare. Yardsticks are not ranked."""
     better = metric_of(name).better
-    figures = {arm: findings.figures.get((corpus, arm, name)) for arm in arms if suite.arms[arm].kind != "reference"}
+    figures = {arm: findings.figures.get((corpus, arm, name)) for arm in arms if suite.arms[arm].kind not in YARDSTICKS}
     values = {arm: figure[0].value for arm, figure in figures.items() if figure and math.isfinite(figure[0].value)}
     if better is Better.NEITHER or len(set(values.values())) < 2:
         return set()

@@ -521,9 +521,11 @@ def test_beams_have_columns_of_their_own(tmp_path: Path) -> None:
 
 def test_tables_hold_the_figures(tmp_path: Path) -> None:
     """table.csv has each figure to the last bit, table.md the same to three digits, results.json without a nan."""
-    chosen, asked = suite(tmp_path), prompts()
+    other = '[arms.other]\nkind = "endpoint"\nurl = "http://127.0.0.1:1/v1"\nmodel = "m"\n'
+    chosen, asked = suite(tmp_path, SMALL + other), prompts()
     answers = {
-        name: arm.answers(asked) for name, arm in (("plain", Echo()), ("gold", Reference()), ("made", Reference()))
+        name: arm.answers(asked)
+        for name, arm in (("plain", Echo()), ("gold", Reference()), ("made", Reference()), ("other", Echo()))
     }
     found = findings_of(chosen, answers, asked)
     rows = list(csv.DictReader(io.StringIO(comma_separated(chosen, found))))
@@ -531,11 +533,13 @@ def test_tables_hold_the_figures(tmp_path: Path) -> None:
     for row in rows:
         figure, count = found.figures[row["corpus"], row["arm"], row["metric"]]
         assert float(row["value"]) == figure.value and int(row["replies"]) == count
-        assert (row["difference"] == "") == (row["arm"] != "made")
+        assert (row["difference"] == "") == (row["arm"] in ("plain", "gold"))
     shown = markdown(chosen, found, ["A sentence."], ["A warning."])
     assert "| made | **1.000**\\* [1.000, 1.000] |" in shown and "A sentence." in shown and "not a substitute" in shown
     parts = {"test": Asked(asked, {}, answers, {})}
-    document = results_json(chosen, found, parts, {}, {"plain": 0.1, "made": None, "gold": None}, {}, [], [])
+    document = results_json(
+        chosen, found, parts, {}, {"plain": 0.1, "made": None, "gold": None, "other": 1.0}, {}, [], []
+    )
     assert {row["group"] for row in document["metrics"]} == {"likeness", "variety", "length", "safety"}
     assert all(figure["value"] is None or math.isfinite(figure["value"]) for figure in document["figures"])
 
