@@ -69,7 +69,8 @@ def test_a_killed_run_with_experts_goes_on_and_its_chain_says_what_moved_it(tmp_
     )
     assert wrong.returncode == 2 and "must know the checkpoint after 3 steps" in wrong.stderr
     [weights] = (run / "checkpoints" / "step-000004" / "policy").glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as long as before
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long as before
     with pytest.raises(ValueError, match=r"is not the file that was saved"):
         describe_audit(run, 4)
     with pytest.raises(ValueError, match="must have asked people"):
