@@ -53,13 +53,13 @@ class Metric:
     def check_settings(self, instruments: Instruments) -> None:
         """Raise ValueError when a setting that the metric needs is not made: before anything was generated."""
         for need in sorted(self.needs & _SETTINGS):
-            if complaint := _complaint(need, [], instruments):
+            if complaint := _complaint(need, self.name, [], instruments):
                 raise ValueError(f"metric {self.name} needs {need.value}, {complaint}")
 
     def check(self, pairs: list[Pair], instruments: Instruments) -> None:
         """Raise ValueError when something that the metric needs is not there."""
         for need in filter(self.needs.__contains__, Need):
-            if complaint := _complaint(need, pairs, instruments):
+            if complaint := _complaint(need, self.name, pairs, instruments):
                 raise ValueError(f"metric {self.name} needs {need.value}, {complaint}")
 
 
@@ -70,7 +70,7 @@ def metric(
     return Metric(name, text or inspect.getdoc(read) or "", frozenset(needs), better, unit, read)
 
 
-def _complaint(need: Need, pairs: list[Pair], instruments: Instruments) -> str:
+def _complaint(need: Need, name: str, pairs: list[Pair], instruments: Instruments) -> str:
     """What is wrong and what to do about it; "" when nothing is."""
     if need is Need.WORDNET:
         folder = instruments.config.rewards.meteor.wordnet
@@ -79,9 +79,12 @@ def _complaint(need: Need, pairs: list[Pair], instruments: Instruments) -> str:
         folder = instruments.config.rewards.preference.model
         return "" if folder else "rewards.preference.model is '': fit one (attune fit preference), or drop the metric"
     if need is Need.JUDGE:
-        judge = instruments.config.rewards.judge
-        there = judge.url and judge.model
-        return "" if there else "rewards.judge.url or .model is '': name an endpoint, or drop the metric"
+        judge, criterion = instruments.config.rewards.judge, name.partition("/")[2]
+        if not (judge.url and judge.model):
+            return "rewards.judge.url or .model is '': name an endpoint, or drop the metric"
+        if criterion and criterion not in judge.criteria:
+            return f"rewards.judge.criteria are {', '.join(judge.criteria)}: add the criterion, or drop the metric"
+        return ""
     if need is Need.OTHERS:
         return "" if len(pairs) > 1 else f"got {len(pairs)}: generate more, or drop the metric"
     if need in _WRITTEN:  # a reply without its label is wrong; a model that never writes one does not take part

@@ -22,11 +22,6 @@ def _judge(readings: Readings, name: str) -> Measured:
 
 def _criterion(criterion: str) -> Metric:
     def read(readings: Readings, name: str) -> Measured:
-        asked = readings.instruments.config.rewards.judge.criteria
-        if criterion not in asked:
-            raise ValueError(
-                f"metric {name} needs the criterion in rewards.judge.criteria, which are {', '.join(asked)}: add it"
-            )
         return readings.ledger.mean(name, [score.parts[criterion] for score in readings.judge])
 
     text = f"Mean of a judge's values on the criterion {criterion} (`rewards/judge_prompts`); 0 for an empty reply."

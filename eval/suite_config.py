@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,11 +296,6 @@ def suite_path(name: str) -> Path:
     near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"
     raise SettingsError(f"suite {name!r} does not exist; {hint}; or give the path of a .toml suite")
-
-
-def train_words(command: str) -> list[str]:
-    """The words of a training command."""
-    return shlex.split(command)
 
 
 def _section(kind: type, table: Mapping[str, Any], origin: str) -> Any:

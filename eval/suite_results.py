@@ -13,7 +13,7 @@ from eval.comparison import LEVEL, Difference, Resamples, compare, finest, holm,
 from eval.figures import Measured
 from eval.instruments import Instruments
 from eval.metric import Metric, Need
-from eval.metrics import METRICS, chosen, read
+from eval.metrics import METRICS, chosen, measure, read
 from eval.pair import Pair, pair_up
 from eval.suite_config import BEAM, YARDSTICKS, Suite
 from rewards.preference_measures import Interval
@@ -78,11 +78,6 @@ def usable(
     """
     for metric in chosen(suite.settings.metrics):
         metric.check_settings(instruments)
-    criteria = instruments.config.rewards.judge.criteria
-    if wrong := [name for name in suite.settings.metrics if name.startswith("judge/") and name[6:] not in criteria]:
-        raise ValueError(
-            f"metric {wrong[0]} needs its criterion in rewards.judge.criteria, which are {', '.join(criteria)}: add it"
-        )
     served: dict[str, list[str]] = {}
     notes = []
     for corpus, asked in prompts.items():
@@ -125,12 +120,16 @@ def find(suite: Suite, asked: Mapping[str, Asked], instruments: Instruments, say
     missing: dict[str, Counter[str]] = {}
     for corpus, part in asked.items():
         measured: dict[str, dict[str, Measured]] = {}
-        fit = [arm for arm, answers in part.answers.items() if _failures(answers) <= _MOST_FAILED * len(answers)]
+        fit = [
+            arm
+            for arm, answers in part.answers.items()
+            if failure_reasons(answers).total() <= _MOST_FAILED * len(answers)
+        ]
         for arm in part.answers.keys() - set(fit):
-            failed = part.answers[arm]
+            failed = failure_reasons(part.answers[arm])
             notes.append(
-                f"{arm} failed on {_failures(failed)} of {len(failed)} replies on {corpus} and has no figures there: "
-                f"{_reason(failed)}"
+                f"{arm} failed on {failed.total()} of {len(part.answers[arm])} replies on {corpus} and has no figures "
+                f"there: {failed.most_common(1)[0][0]}"
             )
         unanswered = {a.prompt_id for arm in fit for a in part.answers[arm] if a.outcome is Outcome.FAILED}
         missing[corpus] = Counter(part.left_out)
@@ -250,7 +249,7 @@ def _beams(
     found = {}
     for arm, answers in decoded.items():
         pairs, _ = _pairs(prompts, answers, set())
-        figure = read([BEAM], pairs, instruments, by=suite.settings.by)[0][BEAM]
+        figure = measure([BEAM], pairs, instruments, by=suite.settings.by)[BEAM]
         found[arm] = {name: replace(figure, metric=name)}
     return found
 
@@ -286,17 +285,9 @@ def metric_of(name: str) -> Metric:
     return METRICS[name.partition("/")[0] if name.startswith(BEAM) else name]
 
 
-def failure_reasons(answers: Sequence[Answer]) -> dict[str, int]:
+def failure_reasons(answers: Sequence[Answer]) -> Counter[str]:
     """Why answers failed, and how often."""
-    return dict(Counter(answer.error for answer in answers if answer.outcome is Outcome.FAILED))
-
-
-def _failures(answers: Sequence[Answer]) -> int:
-    return sum(answer.outcome is Outcome.FAILED for answer in answers)
-
-
-def _reason(answers: Sequence[Answer]) -> str:
-    return Counter(answer.error for answer in answers if answer.outcome is Outcome.FAILED).most_common(1)[0][0]
+    return Counter(answer.error for answer in answers if answer.outcome is Outcome.FAILED)
 
 
 def known(value: float) -> float | None:

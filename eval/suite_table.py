@@ -14,6 +14,7 @@ from eval.metric import Better
 from eval.suite_config import YARDSTICKS, Published, Suite
 from eval.suite_results import Findings, Row, metric_of
 from rewards.preference_measures import Interval
+from rollout.types import transcript
 
 _DASH = "—"
 
@@ -148,7 +149,7 @@ def _row(row: Row, names: Sequence[str]) -> dict[str, Any]:
         "arm": row.arm,
         "prompt_id": pair.prompt_id,
         "prompt": pair.prompt,
-        "history": "\n".join(f"{turn.speaker.value.capitalize()}: {turn.text}" for turn in pair.history),
+        "history": transcript(pair.history),
         "reply": answer.text,
         "reference": pair.reference,
         "emotion": pair.emotion,

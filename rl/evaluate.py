@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from cluster.folders import FolderInUse, held
 from cluster.placement import connect, require_room
 from cluster.tracking import Stages
 from eval.adapters import check_adapter
@@ -21,7 +17,7 @@ from eval.suite_findings import sentences, warnings
 from eval.suite_results import Findings, find, usable
 from eval.suite_table import comma_separated, markdown, replies
 from rl.intake import check_files
-from rl.records import write_atomically
+from rl.records import locked, write_atomically, write_table
 from rl.suite_answers import Said, collect, decoder_claims, engine_claims
 from rl.suite_crisis import rate
 from rl.suite_json import results_json
@@ -30,7 +26,7 @@ from rl.suite_training import Model, make, paid_terms
 from rollout.chat import Chat
 from rollout.tokenizer import load_tokenizer
 
-LOCK, RESULTS = ".lock", "results.json"
+RESULTS = "results.json"
 
 
 def run(suite: Suite) -> Path:
@@ -41,7 +37,7 @@ def run(suite: Suite) -> Path:
     ValueError (settings, input), RewardError (a judge gives nothing), and what training raises.
     """
     stage = Stages()
-    with _claimed(suite):
+    with locked(suite.directory, "suite directory"):
         instruments = Instruments(_with_judge_cache(suite).settings.measure)
         with stage("reading corpora and settings"):
             questions = {name: read_questions(suite, name) for name in suite.corpora}
@@ -87,22 +83,6 @@ def _with_judge_cache(suite: Suite) -> Suite:
     return replace(suite, settings=replace(suite.settings, measure=replace(measure, rewards=rewards)))
 
 
-@contextmanager
-def _claimed(suite: Suite) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(suite.directory, LOCK))
-        except FolderInUse as error:
-            raise ValueError(
-                f"suite directory {suite.directory} is in use by {error}; wait for it, or choose another --name"
-            ) from None
-        except OSError as error:
-            raise ValueError(
-                f"suite directory {suite.directory} must be a folder to write in, is none ({error.strerror}); choose another --runs"
-            ) from error
-        yield
-
-
 def _write(
     suite: Suite,
     questions: Mapping[str, Questions],
@@ -119,9 +99,7 @@ def _write(
     told, warned = sentences(suite, findings), warnings(suite, findings, paid)
     write_atomically(directory / "table.md", markdown(suite, findings, told, warned))
     write_atomically(directory / "table.csv", comma_separated(suite, findings))
-    partial = directory / ".replies.parquet.partial"
-    pq.write_table(replies(findings.rows), partial)
-    os.replace(partial, directory / "replies.parquet")
+    write_table(directory / "replies.parquet", replies(findings.rows))
     provenance = {name: dict(part.provenance) for name, part in questions.items()}
     results = results_json(suite, findings, said.asked(prompts), models, said.seconds, provenance, told, warned)
     write_atomically(directory / RESULTS, json.dumps(results, indent=1, default=str) + "\n")

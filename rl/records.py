@@ -31,7 +31,7 @@ from cluster.tracking import (
 from rewards.types import ScoredRollout
 from rl.config import BOUND, PpoRecipe
 from rl.sft_config import SftRecipe
-from rollout.types import Prompt
+from rollout.types import Prompt, transcript
 
 SETTINGS, PROVENANCE, STATUS, PROCESSES = "settings.json", "provenance.json", "status.json", "processes.json"
 LOCK = ".lock"
@@ -167,7 +167,7 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
             "step": step,
             "prompt_id": prompt.id,
             "sample": rollout.sample,
-            "history": transcript(prompt),
+            "history": transcript(prompt.history),
             "reply": rollout.text,
             "reference": prompt.reference,
             "emotion": prompt.emotion,
@@ -190,7 +190,7 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
         *[(f"part/{name}", pa.float64()) for name in names],
     ])  # fmt: skip
     path = directory / "rollouts" / f"step-{step:06d}.parquet"
-    _write_table(path, pa.Table.from_pylist(rows, schema))
+    write_table(path, pa.Table.from_pylist(rows, schema))
     return path
 
 
@@ -219,7 +219,7 @@ def write_replies(
     `columns` are what else is known of each reply: `finish`, `flags` (a list), and numbers, null where there is none.
     """
     rows = [
-        {"step": step, "prompt_id": p.id, "history": transcript(p), "reply": reply, "reference": p.reference}
+        {"step": step, "prompt_id": p.id, "history": transcript(p.history), "reply": reply, "reference": p.reference}
         for p, reply in zip(prompts, replies, strict=True)
     ]
     schema = pa.schema(
@@ -228,15 +228,11 @@ def write_replies(
     table = pa.Table.from_pylist(rows, schema)
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, _TYPES.get(name, pa.float64())))
-    _write_table(directory / "replies" / f"step-{step:06d}.parquet", table)
+    write_table(directory / "replies" / f"step-{step:06d}.parquet", table)
 
 
-def transcript(prompt: Prompt) -> str:
-    """A prompt's history for people, a line a turn."""
-    return "\n".join(f"{turn.speaker.value.capitalize()}: {turn.text}" for turn in prompt.history)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from cluster.settings import SettingsError, load, overrides
 from cluster.tracking import METRICS_FILE, read_metrics
 from eval.adapters import merged_model
 from eval.answer_cache import model_key
-from eval.suite_config import BEFORE, Suite, train_words
+from eval.suite_config import BEFORE, Suite
 from rewards.config import RewardsConfig
 from rl.config import PpoRecipe
 from rl.recipe_files import find, job_of, recipe_type
@@ -67,7 +68,7 @@ def make(suite: Suite, name: str, models: Mapping[str, Model], say: Callable[[st
 
 
 def _recipe(suite: Suite, name: str, place: int, command: str) -> PpoRecipe | SftRecipe:
-    job, *words = train_words(command)
+    job, *words = shlex.split(command)
     if job not in ("ppo", "sft") or not words:
         raise SettingsError(
             f"arms.{name}.train must be commands such as 'sft RECIPE --dotted.name value', is {command!r}"

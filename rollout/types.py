@@ -6,7 +6,7 @@ Dialogue --chat--> Prompt --RolloutEngine--> Rollout
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,11 @@ class Turn:
     speaker: Speaker
     text: str
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def transcript(turns: Iterable[Turn]) -> str:
+    """Turns for people, a line a turn."""
+    return "\n".join(f"{turn.speaker.value.capitalize()}: {turn.text}" for turn in turns)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 from eval.vera_mh.patient import TURNS, Patient
 from eval.vera_mh.personas import Persona
 from rewards.resources import resources
-from rollout.types import Speaker, Turn
+from rollout.types import Speaker, Turn, transcript
 
 
 class Replier(Protocol):
@@ -34,7 +34,7 @@ class Conversation:
     @property
     def transcript(self) -> str:
         """For people, a line a turn."""
-        return "\n".join(f"{turn.speaker.value.capitalize()}: {turn.text}" for turn in self.turns)
+        return transcript(self.turns)
 
 
 def converse(
