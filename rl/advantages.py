@@ -41,6 +41,37 @@ def gae(
     return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0)
 
 
+def group_relative(score_B: Tensor, group_B: Tensor, counted_B: Tensor, *, scaled: bool, eps: float = 1e-4) -> Tensor:
+    """A reply against the others to its prompt (GRPO: Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
+
+        A_i = (r_i - mean(r)) / (std(r) + eps)        mean and std over the group of i
+
+    Not `scaled`, without the division: it weighs groups by how little they differ (Dr. GRPO: Liu et al. 2025,
+    arXiv:2503.20783, section 3.1). The standard deviation is that of a sample (n - 1). Replies that are not counted take no
+    part and get 0; so does a reply alone in its group.
+    """
+    same_BB = (group_B[:, None] == group_B) & counted_B
+    count_B = same_BB.sum(1).clamp_min(1)
+    centred_B = score_B - torch.where(same_BB, score_B, 0).sum(1) / count_B
+    if scaled:
+        squares_B = torch.where(same_BB, centred_B.square(), 0).sum(1)
+        centred_B = centred_B / ((squares_B / (count_B - 1).clamp_min(1)).sqrt() + eps)
+    return torch.where(counted_B & (count_B > 1), centred_B, 0)
+
+
+def leave_one_out(score_B: Tensor, group_B: Tensor, counted_B: Tensor) -> Tensor:
+    """A reply against the mean of the *other* replies to its prompt (RLOO: Ahmadian et al. 2024, arXiv:2402.14740, eq. 6).
+
+        A_i = r_i - mean of r_j over the group's other replies j
+
+    Replies that are not counted take no part and get 0; so does a reply alone in its group.
+    """
+    same_BB = (group_B[:, None] == group_B) & counted_B
+    others_B = same_BB.sum(1) - 1
+    total_B = torch.where(same_BB, score_B, 0).sum(1) - score_B
+    return torch.where(counted_B & (others_B > 0), score_B - total_B / others_B.clamp_min(1), 0)
+
+
 def kl_penalty(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor, *, kind: KlKind) -> Tensor:
     """Per-token estimate of KL(policy || reference) on tokens sampled from the policy (Schulman 2020,
     "Approximating KL divergence"), with l = log policy - log reference:

@@ -7,7 +7,7 @@ right-padded, so that a causal model needs no attention mask.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,14 +27,11 @@ class Batch:
     versions_BT: Tensor  # int64, policy version of each sampled token; 0 off the mask
     score_B: Tensor
     unfinished_B: Tensor  # bool: the token budget cut the reply short, and nothing in it was flagged so far
+    group_B: Tensor  # int64: replies to one prompt have one number
 
     @property
     def rows(self) -> int:
         return self.tokens_BS.shape[0]
-
-    def take(self, rows: Tensor) -> Batch:
-        """The given rows, cut to the longest of them."""
-        return _take(self, rows)
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,11 @@ class Experience(Batch):
 
     logprobs_BT: Tensor  # learner's log-probs before the update
     reference_logprobs_BT: Tensor
-    values_BT: Tensor
+    values_BT: Tensor  # [B, 0] where the estimator needs no critic, and so are the returns
     weights_BT: Tensor  # truncated importance weights engine -> learner
     advantages_BT: Tensor
     returns_BT: Tensor
     token_share_LE: Tensor  # share of routing slots per layer and expert; [0, 0] for a dense model
-
-    def take(self, rows: Tensor) -> Experience:
-        return _take(self, rows)
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,7 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         logprobs_BT[row, start:stop] = torch.tensor(rollout.sampled_logprobs)
         for span in rollout.versions:
             versions_BT[row, start + span.start : start + span.stop] = span.version
+    numbers = {item.rollout.prompt.id: number for number, item in enumerate(scored)}
     return Batch(
         tokens_BS=tokens_BS,
         lengths_B=torch.tensor([len(sequence) for sequence in sequences]),
@@ -94,6 +89,7 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
         unfinished_B=torch.tensor(
             [s.rollout.finish is Finish.TRUNCATED and not s.score.flags and not s.score.dropped for s in scored]
         ),
+        group_B=torch.tensor([numbers[item.rollout.prompt.id] for item in scored]),
     )
 
 
@@ -106,22 +102,3 @@ def split(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[fl
         tokens = tuple(batch.tokens_BS[row, : int(batch.lengths_B[row])].tolist())
         rows.append((tokens[:first], tokens[first:], tuple(batch.sampled_logprobs_BT[row][mask_T].tolist())))
     return rows
-
-
-def by_length(batch: Batch, rows: Tensor) -> Tensor:
-    """`rows` from longest to shortest (ties by row), so that micro-batches pad little."""
-    return rows[torch.argsort(batch.lengths_B[rows], descending=True, stable=True)]
-
-
-def _take(batch, rows):  # type: ignore[no-untyped-def]
-    width = int(batch.lengths_B[rows].max())
-    cut = {}
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if item.name.endswith("_BS"):
-            cut[item.name] = value[rows, :width]
-        elif item.name.endswith("_BT"):
-            cut[item.name] = value[rows, : width - 1]
-        elif item.name.endswith("_B"):
-            cut[item.name] = value[rows]
-    return replace(batch, **cut)

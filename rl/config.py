@@ -17,6 +17,7 @@ Shape = Literal["mixtral", "mistral", "gpt2"]
 BOUND = (
     "seed",
     "model.",
+    "ppo.estimator",
     "corpus.",
     "prompts.",
     "sampling.",
@@ -94,7 +95,10 @@ class LearnerConfig:
 
     ranks: int = 2
     zero_stage: Literal[0, 1, 2, 3] = 2
-    micro_batch: int = 8  # rows that a rank sends through the model at once
+    micro_batch: int = 8  # replies that a rank sends through the model at once
+    micro_batch_tokens: int = (
+        0  # PPO: above 0, replies are packed, and a rank sends rows of so many tokens through the model at once
+    )
     cpus: float = 1.0  # Ray CPUs that a rank claims
     gpus: float = (
         1.0  # GPUs that a rank claims where the cluster has any; a fraction for a single rank: NCCL shares none
@@ -106,16 +110,32 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, "learner.", self, "ranks", "micro_batch", "threads")
+        require_at_least(0, "learner.", self, "micro_batch_tokens")
         if not (self.gpus == 1 or (0 < self.gpus < 1 and self.ranks == 1)):
             raise ValueError(
                 f"learner.gpus must be 1, or a fraction with learner.ranks = 1, is {self.gpus} with {self.ranks} ranks; set 1"
             )
 
 
+Estimator = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+_GROUPS = ("grpo", "dr_grpo", "rloo")  # compare the replies to one prompt
+
+
 @dataclass(frozen=True)
 class PpoConfig:
-    """The algorithm. Defaults are those of the psychologist study where it states them, else the house's."""
+    """The algorithm. Defaults are those of the psychologist study where it states them, else the house's.
 
+    `estimator` says where advantages come from (`rl.advantages`), and with it where the KL penalty stands and over what the loss
+    averages; all but `gae` train no critic, and the settings of one (`lam`, `value_*`, `critic_lr`) mean nothing to them:
+
+        gae           critic                      KL paid per token in the reward   mean over tokens
+        grpo          group's mean and deviation  KL in the loss                    mean over replies of their mean
+        dr_grpo       group's mean                KL in the loss                    sum over a reply's tokens / sampling.max_tokens
+        rloo          mean of the group's others  KL of the reply in its reward     as dr_grpo
+        reinforce_pp  whole batch, whitened       KL paid per token in the reward   mean over tokens
+    """
+
+    estimator: Estimator = "gae"
     epochs: int = 4
     minibatches: int = 1
     policy_lr: float = 1.4e-5
@@ -135,11 +155,13 @@ class PpoConfig:
     entropy_coef: float = 0.0
     balance_coef: float = 0.01  # MoE load balancing
     importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
-    truncated: Literal["bootstrap", "score"] = (
-        "bootstrap"  # what a reply cut by the budget earns: see `PpoLearner.annotate`
+    truncated: Literal["auto", "bootstrap", "score"] = (
+        "auto"  # what a reply cut by the budget earns: see `PpoLearner.annotate`; auto: bootstrap where there is a critic
     )
-    whiten: bool = True
-    kl: Literal["k1", "k2", "k3"] = "k1"
+    whiten: bool = True  # gae's advantages
+    kl: Literal["auto", "k1", "k2", "k3"] = (
+        "auto"  # k1 in the reward, k3 in the loss, where k1 has no gradient on average
+    )
     kl_coef: float = 0.2
     kl_target: float | None = 6.0  # nats per reply; None keeps the coefficient fixed
     kl_horizon: int = 10_000  # replies
@@ -156,6 +178,48 @@ class PpoConfig:
                 raise ValueError(f"ppo.{name} must be above 0, is {getattr(self, name)}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"ppo.dual_clip must be above 1, is {self.dual_clip}; 3 is usual, None turns it off")
+        if self.truncated == "bootstrap" and not self.has_critic:
+            raise ValueError(
+                f'ppo.truncated must be "score" or "auto" with ppo.estimator = {self.estimator}, is "bootstrap": there is no '
+                'critic to say what would have come; set "auto"'
+            )
+        if self.kl == "k1" and self.kl_in_loss:
+            raise ValueError(
+                f'ppo.kl must be "k2" or "k3" with ppo.estimator = {self.estimator}, is "k1": in the loss its gradient is 0 on '
+                'average; set "auto"'
+            )
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic trains."""
+        return self.estimator == "gae"
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether replies are compared with others to the same prompt."""
+        return self.estimator in _GROUPS
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether the critic says what a reply that was cut short would have earned."""
+        return self.has_critic and self.truncated != "score"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the KL penalty is a term of the loss instead of the reward."""
+        return self.estimator in ("grpo", "dr_grpo")
+
+    @property
+    def kl_kind(self) -> Literal["k1", "k2", "k3"]:
+        """The KL's estimate (`rl.advantages.kl_penalty`)."""
+        if self.kl == "auto":
+            return "k3" if self.kl_in_loss else "k1"
+        return self.kl
+
+    @property
+    def average(self) -> Literal["token", "reply", "budget"]:
+        """What the policy's loss averages over (`rl.losses.reply_weights`)."""
+        return {"grpo": "reply", "dr_grpo": "budget", "rloo": "budget"}.get(self.estimator, "token")  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -279,10 +343,21 @@ class PpoRecipe:
                 f"set prompts.per_step to a multiple of {parts}"
             )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
-        if "experts" in self.rewards.weights and self.ppo.truncated == "bootstrap":
+        if self.ppo.has_groups and self.sampling.n < 2:
             raise ValueError(
-                'ppo.truncated must be "score" where rewards.experts is paid, is "bootstrap": people would rate replies that were '
-                'cut short, and their ratings would count for nothing; set ppo.truncated = "score"'
+                f"sampling.n must be at least 2 with ppo.estimator = {self.ppo.estimator}, is {self.sampling.n}: a reply is "
+                "compared with others to its prompt; set sampling.n = 4"
+            )
+        if self.ppo.has_groups and "experts" in self.rewards.weights and self.rewards.experts.mode == "asynchronous":
+            raise ValueError(
+                'rewards.experts.mode must be "synchronous" with ppo.estimator = '
+                f'{self.ppo.estimator}, is "asynchronous": replies of earlier steps that come back rated have lost their group; '
+                'set ppo.estimator = "gae" or "reinforce_pp"'
+            )
+        if "experts" in self.rewards.weights and self.ppo.bootstraps:
+            raise ValueError(
+                f'ppo.truncated must be "score" where rewards.experts is paid, is "{self.ppo.truncated}": people would rate '
+                'replies that were cut short, and their ratings would count for nothing; set ppo.truncated = "score"'
             )
         needed = self.prompts.max_context_tokens + self.sampling.max_tokens
         if needed >= self.rollout.max_model_len:  # one token more: the probe of a publish samples one beyond its reply

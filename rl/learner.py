@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,16 +16,27 @@ from cluster.device import current_device, peak_memory_bytes
 from rl.advantages import (
     KlController,
     gae,
+    group_relative,
     kl_penalty,
     last_token_B,
+    leave_one_out,
     masked_moments,
     shape_rewards,
     whiten,
 )
-from rl.batch import Batch, Experience, UpdateReport, by_length
+from rl.batch import Batch, Experience, UpdateReport
 from rl.config import PpoRecipe
 from rl.endings import NonFiniteLoss
-from rl.losses import entropy_bonus, importance_weights, load_balancing_loss, policy_loss, value_loss
+from rl.losses import (
+    ValueLoss,
+    entropy_bonus,
+    importance_weights,
+    load_balancing_loss,
+    policy_loss,
+    reply_weights,
+    value_loss,
+)
+from rl.micro_batches import MicroBatch, deal_rows, lay_out
 from rl.policy import ActorCritic, Role, TokenStats
 from rollout.tokenizer import load_tokenizer
 from rollout.weight_stream import EngineSyncClient, SharedMemorySender
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
     from rl.zero import PolicyStream
 
 _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/balance_loss",
-            "value/loss", "value/clip_fraction")  # fmt: skip
+            "policy/kl_loss", "value/loss", "value/clip_fraction")  # fmt: skip
 
 
 class PpoLearner:
@@ -53,15 +64,13 @@ class PpoLearner:
         if self._device.kind == "cpu":
             torch.set_num_threads(recipe.learner.threads)
         torch.manual_seed(recipe.seed)
-        ppo, learner = recipe.ppo, recipe.learner
-        rows = recipe.replies_per_step // (ppo.minibatches * learner.ranks)
+        ppo = recipe.ppo
         self._zero = ZeroEngine(
-            lambda load: ActorCritic(recipe.model, load),
+            lambda load: ActorCritic(recipe.model, load, has_critic=ppo.has_critic),
             lambda module: module.trainable(),
             model=recipe.model,
-            config=learner,
+            config=recipe.learner,
             device=self._device,
-            accumulation=2 * math.ceil(rows / learner.micro_batch),  # policy, then critic
             betas=ppo.betas,
             weight_decay=ppo.weight_decay,
             max_grad_norm=ppo.max_grad_norm,
@@ -77,54 +86,74 @@ class PpoLearner:
     def annotate(self, batch: Batch) -> Experience:
         """Log-probs, reference log-probs and values of a batch; from them advantages and returns.
 
-        A reply that the token budget cut short has not earned its score yet: with `ppo.truncated = "bootstrap"` the
-        critic's estimate of what comes stands in its place (both together would pay twice, and teach the policy not to
-        end). `"score"` takes the cut as the end. A red flag is paid its floor at once, finished or not.
+        A reply that the token budget cut short has not earned its score yet: where `ppo.bootstraps` the critic's estimate of
+        what comes stands in its place (both together would pay twice, and teach the policy not to end). `"score"` takes the cut
+        as the end. A red flag is paid its floor at once, finished or not.
         """
         batch = _to(batch, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
-        order_B = by_length(batch, torch.arange(batch.rows, device=zero.device))
-        mine = order_B[zero.rank :: zero.world_size]
-        columns_R3S = torch.zeros(len(mine), 3, batch.tokens_BS.shape[1], device=zero.device)
-        probs_LE = counts_LE = torch.zeros(0, 0, device=zero.device)
+        found_B3S = torch.zeros(batch.rows, 3, batch.tokens_BS.shape[1], device=zero.device)
+        counts_LE = torch.zeros(0, 0, device=zero.device)
         with torch.no_grad():
-            for start in range(0, len(mine), self._recipe.learner.micro_batch):
-                part = batch.take(mine[start : start + self._recipe.learner.micro_batch])
-                policy, reference = self._stats(Role.POLICY, part), self._stats(Role.REFERENCE, part)
-                values_BS = zero(Role.CRITIC, part.tokens_BS, part.lengths_B, part.mask_BT, 1.0)
-                width = part.tokens_BS.shape[1]
-                here = columns_R3S[start : start + part.rows]
-                here[:, 0, : width - 1], here[:, 1, : width - 1] = policy.logprobs_BT, reference.logprobs_BT
-                here[:, 2, :width] = values_BS
-                probs_LE = policy.router_probs_LE + (probs_LE if probs_LE.numel() else 0)
+            for part in self._parts(batch, range(batch.rows)):
+                policy = self._stats(Role.POLICY, part)
+                part.put_back(policy.logprobs_RV, found_B3S[:, 0])
+                part.put_back(self._stats(Role.REFERENCE, part).logprobs_RV, found_B3S[:, 1])
+                if ppo.has_critic:
+                    part.put_back(self._values(part), found_B3S[:, 2])
                 counts_LE = policy.router_counts_LE + (counts_LE if counts_LE.numel() else 0)
-            gathered = zero.all_gather(columns_R3S)
+            found_B3S = zero.all_reduce(found_B3S)  # each reply was one rank's; the others have 0 there
             counts_LE = zero.all_reduce(counts_LE)
-        rank_order = torch.cat([order_B[rank :: zero.world_size] for rank in range(zero.world_size)])
-        columns_B3S = torch.empty_like(gathered)
-        columns_B3S[rank_order] = gathered
-        logprobs_BT, reference_BT, values_BS = columns_B3S[:, 0, :-1], columns_B3S[:, 1, :-1], columns_B3S[:, 2]
-        mask_BT = batch.mask_BT
-        kl_BT = kl_penalty(logprobs_BT, reference_BT, mask_BT, kind=ppo.kl)
-        unpaid_B = batch.unfinished_B & (ppo.truncated == "bootstrap")
+        logprobs_BT, reference_BT, values_BS = found_B3S[:, 0, :-1], found_B3S[:, 1, :-1], found_B3S[:, 2]
+        advantages_BT, values_BT, returns_BT = self._advantages(batch, logprobs_BT, reference_BT, values_BS)
+        experience = Experience(
+            **vars(batch),
+            logprobs_BT=logprobs_BT.contiguous(),
+            reference_logprobs_BT=reference_BT.contiguous(),
+            values_BT=values_BT,
+            weights_BT=importance_weights(
+                logprobs_BT, batch.sampled_logprobs_BT, batch.mask_BT, cap=ppo.importance_cap
+            ),
+            advantages_BT=advantages_BT,
+            returns_BT=returns_BT,
+            token_share_LE=counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1),
+        )
+        return _to(experience, torch.device("cpu"))  # it travels through the driver, which may have no device
+
+    def _advantages(
+        self, batch: Batch, logprobs_BT: Tensor, reference_BT: Tensor, values_BS: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Advantages, and the critic's values and returns ([B, 0] without one), as `ppo.estimator` says."""
+        ppo, mask_BT = self._recipe.ppo, batch.mask_BT
+        counted_B, none_B0 = mask_BT.any(1), values_BS[:, :0]
+        kl_BT = kl_penalty(logprobs_BT, reference_BT, mask_BT, kind=ppo.kl_kind)
+        if ppo.has_groups:
+            if ppo.estimator == "rloo":
+                paid_B = batch.score_B - self._kl.coef * kl_BT.sum(1)
+                advantage_B = leave_one_out(paid_B, batch.group_B, counted_B)
+            else:
+                scaled = ppo.estimator == "grpo"
+                advantage_B = group_relative(batch.score_B, batch.group_B, counted_B, scaled=scaled)
+            return torch.where(mask_BT, advantage_B[:, None], 0), none_B0, none_B0
+        unpaid_B = batch.unfinished_B & ppo.bootstraps
         rewards_BT = shape_rewards(torch.where(unpaid_B, 0, batch.score_B), kl_BT, mask_BT, kl_coef=self._kl.coef)
+        if not ppo.has_critic:  # REINFORCE++: what is still to come, against the mean over all
+            rest_BT, _ = gae(
+                rewards_BT,
+                torch.zeros_like(rewards_BT),
+                torch.zeros_like(batch.score_B),
+                mask_BT,
+                gamma=ppo.gamma,
+                lam=1,
+            )
+            return whiten(rest_BT, mask_BT, masked_moments(rest_BT, mask_BT)), none_B0, none_B0
         beyond_B = values_BS.gather(1, last_token_B(mask_BT)[:, None] + 1).squeeze(1)
         last_value_B = torch.where(unpaid_B, beyond_B, 0)
         values_BT = torch.where(mask_BT, values_BS[:, :-1], 0)
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, last_value_B, mask_BT, gamma=ppo.gamma, lam=ppo.lam)
         if ppo.whiten:
             advantages_BT = whiten(advantages_BT, mask_BT, masked_moments(advantages_BT, mask_BT))
-        experience = Experience(
-            **vars(batch),
-            logprobs_BT=logprobs_BT.contiguous(),
-            reference_logprobs_BT=reference_BT.contiguous(),
-            values_BT=values_BT,
-            weights_BT=importance_weights(logprobs_BT, batch.sampled_logprobs_BT, mask_BT, cap=ppo.importance_cap),
-            advantages_BT=advantages_BT,
-            returns_BT=returns_BT,
-            token_share_LE=counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1),
-        )
-        return _to(experience, torch.device("cpu"))  # it travels through the driver, which may have no device
+        return advantages_BT, values_BT, returns_BT
 
     def update(self, experience: Experience) -> UpdateReport:
         """Epochs x minibatches of PPO on `experience`, each minibatch one optimizer update.
@@ -148,7 +177,9 @@ class PpoLearner:
                     break
             if stop:
                 break
-        metrics = dict(zip(_COLUMNS, (totals / made).tolist(), strict=True))
+        columns = dict(zip(_COLUMNS, (totals / made).tolist(), strict=True))
+        absent = [*([] if ppo.has_critic else ["value/"]), *([] if ppo.kl_in_loss else ["policy/kl_loss"])]
+        metrics = {name: value for name, value in columns.items() if not name.startswith(tuple(absent))}
         metrics |= {
             "policy/ratio_max": ratio_max,
             "policy/grad_norm": sum(norms) / len(norms),
@@ -161,46 +192,80 @@ class PpoLearner:
         return UpdateReport(metrics)
 
     def _minibatch(self, experience: Experience, rows: Tensor) -> tuple[Tensor, float]:
-        ppo, zero, micro = self._recipe.ppo, self._zero, self._recipe.learner.micro_batch
+        ppo, zero = self._recipe.ppo, self._zero
         tokens = max(float(experience.mask_BT[rows].sum()), 1.0)  # a minibatch of dropped replies has none
         real_tokens = float(experience.lengths_B[rows].sum())
-        mine = by_length(experience, rows)[zero.rank :: zero.world_size]
+        shares_BT = torch.zeros_like(experience.weights_BT)
+        shares_BT[rows] = reply_weights(experience.mask_BT[rows], ppo.average, budget=self._recipe.sampling.max_tokens)
         sums, ratio_max, rates = torch.zeros(len(_COLUMNS), device=zero.device), 0.0, self._rates()
-        for part in (experience.take(mine[i : i + micro]) for i in range(0, len(mine), micro)):
+        parts = self._parts(experience, rows.tolist())
+        for index, part in enumerate(parts):
+            last, mask_RV, shares_RV = index + 1 == len(parts), part.mask_RV, part.place(shares_BT)
             stats = self._stats(Role.POLICY, part)
             policy = policy_loss(
-                stats.logprobs_BT, part.logprobs_BT, part.advantages_BT, part.mask_BT, part.weights_BT,
+                stats.logprobs_RV, part.place(experience.logprobs_BT), part.place(experience.advantages_BT), mask_RV,
+                part.place(experience.weights_BT) * shares_RV,
                 tokens=tokens, clip_low=ppo.clip_low, clip_high=ppo.clip_high, dual_clip=ppo.dual_clip,
             )  # fmt: skip
-            entropy = entropy_bonus(stats.entropy_BT, part.mask_BT, tokens=tokens)
-            balance = policy.loss.new_zeros(())
-            if part.token_share_LE.numel():
-                balance = load_balancing_loss(stats.router_probs_LE / real_tokens, part.token_share_LE)
-            self._backward(policy.loss - ppo.entropy_coef * entropy + ppo.balance_coef * balance, rates)
-            values_BT = zero(Role.CRITIC, part.tokens_BS, part.lengths_B, part.mask_BT, 1.0)[:, :-1]
-            value = value_loss(
-                values_BT, part.values_BT, part.returns_BT, part.mask_BT, tokens=tokens, clip=ppo.value_clip
+            entropy = entropy_bonus(stats.entropy_RV, mask_RV, tokens=tokens)
+            loss = policy.loss - ppo.entropy_coef * entropy
+            balance, kl, value = (
+                loss.new_zeros(()),
+                loss.new_zeros(()),
+                ValueLoss(loss.new_zeros(()), loss.new_zeros(())),
             )
-            self._backward(ppo.value_coef * value.loss, rates)
+            if experience.token_share_LE.numel():
+                balance = load_balancing_loss(stats.router_probs_LE / real_tokens, experience.token_share_LE)
+                loss = loss + ppo.balance_coef * balance
+            if ppo.kl_in_loss:
+                reference_RV = part.place(experience.reference_logprobs_BT)
+                kl_RV = kl_penalty(stats.logprobs_RV, reference_RV, mask_RV, kind=ppo.kl_kind)
+                kl = (shares_RV * kl_RV).sum() / tokens
+                loss = loss + self._kl.coef * kl
+            self._backward(loss, rates, last=last and not ppo.has_critic)
+            if ppo.has_critic:
+                value = value_loss(
+                    self._values(part)[:, :-1], part.place(experience.values_BT), part.place(experience.returns_BT),
+                    mask_RV, tokens=tokens, clip=ppo.value_clip,
+                )  # fmt: skip
+                self._backward(ppo.value_coef * value.loss, rates, last=last)
             sums += torch.stack(
-                [policy.loss, entropy, policy.clip_fraction, policy.kl, balance, value.loss, value.clip_fraction]
+                [policy.loss, entropy, policy.clip_fraction, policy.kl, balance, kl, value.loss, value.clip_fraction]
             ).detach()
             ratio_max = max(ratio_max, float(policy.ratio_max))
         self._updates += 1
         largest = zero.all_reduce(torch.tensor(ratio_max, device=zero.device), "max")
         return zero.all_reduce(sums), float(largest)
 
-    def _backward(self, loss: Tensor, rates: Mapping[str, float]) -> None:
+    def _backward(self, loss: Tensor, rates: Mapping[str, float], *, last: bool) -> None:
         finite = torch.isfinite(loss.detach()).float()
         if self._zero.all_reduce(finite, "min") < 1:
             raise NonFiniteLoss(
                 f"the loss of update {self._updates} is not finite ({float(loss):g} on rank {self._zero.rank})"
             )
-        self._zero.backward(loss, rates)
+        self._zero.backward(loss, rates, last=last)
 
-    def _stats(self, role: Role, part: Batch) -> TokenStats:
-        answer = self._zero(role, part.tokens_BS, part.lengths_B, part.mask_BT, self._recipe.sampling.temperature)
-        return TokenStats(*answer)
+    def _parts(self, batch: Batch, replies: Sequence[int]) -> list[MicroBatch]:
+        """This rank's micro-batches of the given replies; as many on every rank."""
+        learner, lengths = self._recipe.learner, batch.lengths_B.tolist()
+        dealt = deal_rows(
+            lengths,
+            replies,
+            ranks=self._zero.world_size,
+            micro_batch=learner.micro_batch,
+            tokens=learner.micro_batch_tokens,
+        )
+        return [lay_out(batch, rows, lengths) for rows in dealt[self._zero.rank]]
+
+    def _stats(self, role: Role, part: MicroBatch) -> TokenStats:
+        return TokenStats(*self._ask(role, part, self._recipe.sampling.temperature))
+
+    def _values(self, part: MicroBatch) -> Tensor:
+        values_RW: Tensor = self._ask(Role.CRITIC, part, 1.0)
+        return values_RW
+
+    def _ask(self, role: Role, part: MicroBatch, temperature: float) -> Any:
+        return self._zero(role, part.tokens_RW, part.positions_RW, part.real_RW, part.mask_RV, temperature)
 
     def _permutation(self, rows: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + self._updates)
@@ -211,21 +276,29 @@ class PpoLearner:
         total = max(self._recipe.steps * ppo.epochs * ppo.minibatches - 1, 1)
         share = 1.0 - (1.0 - ppo.lr_final) * min(self._updates / total, 1.0)
         share *= min((self._updates + 1) / (ppo.lr_warmup + 1), 1.0)
-        return {"policy": ppo.policy_lr * share, "critic": ppo.critic_lr * share}
+        rates = {"policy": ppo.policy_lr * share}
+        return {**rates, "critic": ppo.critic_lr * share} if ppo.has_critic else rates
 
     def _describe(self, experience: Experience) -> dict[str, float]:
         mask_BT = experience.mask_BT
         gap_BT = torch.where(mask_BT, experience.logprobs_BT - experience.sampled_logprobs_BT, 0)
-        kl_BT = kl_penalty(experience.logprobs_BT, experience.reference_logprobs_BT, mask_BT, kind=self._recipe.ppo.kl)
+        kl_BT = kl_penalty(
+            experience.logprobs_BT, experience.reference_logprobs_BT, mask_BT, kind=self._recipe.ppo.kl_kind
+        )
+        described = {
+            "policy/kl": float(kl_BT.sum(1).mean()),
+            "kl/coef": self._kl.coef,
+            "rollout/logprob_gap": float(gap_BT.abs().max()),
+            "rollout/importance_weight": float(experience.weights_BT[mask_BT].mean()),
+        }
+        if not self._recipe.ppo.has_critic:
+            return described
         returns_N, values_N = experience.returns_BT[mask_BT], experience.values_BT[mask_BT]
         unexplained = (returns_N - values_N).var(correction=0) / returns_N.var(correction=0).clamp_min(1e-12)
         return {
-            "policy/kl": float(kl_BT.sum(1).mean()),
-            "kl/coef": self._kl.coef,
+            **described,
             "value/explained_variance": float(1 - unexplained),
             "value/mean": float(values_N.mean()),
-            "rollout/logprob_gap": float(gap_BT.abs().max()),
-            "rollout/importance_weight": float(experience.weights_BT[mask_BT].mean()),
         }
 
     def publish(self, client: EngineSyncClient, version: int, connect: bool) -> dict[str, float]:
@@ -275,13 +348,14 @@ class PpoLearner:
         """Log-probs at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
         answers = []
         for prompt, reply in sequences:
-            tokens_BS = torch.tensor([[*prompt, *reply]], device=self._zero.device)
-            mask_BT = torch.zeros(1, tokens_BS.shape[1] - 1, dtype=torch.bool, device=self._zero.device)
-            mask_BT[:, len(prompt) - 1 :] = True
-            lengths_B = torch.tensor([tokens_BS.shape[1]], device=self._zero.device)
+            tokens_RW = torch.tensor([[*prompt, *reply]], device=self._zero.device)
+            mask_RV = torch.zeros(1, tokens_RW.shape[1] - 1, dtype=torch.bool, device=self._zero.device)
+            mask_RV[:, len(prompt) - 1 :] = True
+            positions_RW = torch.arange(tokens_RW.shape[1], device=self._zero.device)[None]
+            real_RW = torch.ones_like(tokens_RW, dtype=torch.bool)
             with torch.no_grad():
-                stats = TokenStats(*self._zero(Role.POLICY, tokens_BS, lengths_B, mask_BT, 1.0))
-            answers.append(stats.logprobs_BT[mask_BT].tolist())
+                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, real_RW, mask_RV, 1.0))
+            answers.append(stats.logprobs_RV[mask_RV].tolist())
         return answers
 
     def save(self, folder: Path) -> dict[str, float]:

@@ -8,10 +8,12 @@ up to one loss, however it was cut.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Average = Literal["token", "reply", "budget"]
 _MAX_LOG_RATIO = 20.0  # exp overflows float32 at 88, and an infinite ratio makes NaN of a clipped gradient
 
 
@@ -68,6 +70,24 @@ def policy_loss(
         ratio_max = torch.where(mask_BT, ratio_BT, 0).max() if mask_BT.numel() else ratio_BT.new_zeros(())
         kl = torch.where(mask_BT, torch.expm1(log_ratio_BT) - log_ratio_BT, 0).sum() / tokens
     return PolicyLoss(-(weights_BT * objective_BT).sum() / tokens, clip_fraction, ratio_max, kl)
+
+
+def reply_weights(mask_BT: Tensor, per: Average, *, budget: int) -> Tensor:
+    """Weights of tokens that make the mean over a minibatch's tokens another average of its replies; 0 off the mask.
+
+        "token":  1                           every token weighs the same: long replies weigh more
+        "reply":  tokens / (replies * T_i)    mean over replies of the mean over a reply's T_i tokens (GRPO, eq. 3)
+        "budget": tokens / (replies * budget) mean over replies of the sum over a reply's tokens, divided by a constant, the
+                                              longest reply there can be (Dr. GRPO, section 3.2)
+
+    `tokens` and `replies` count what is on the mask.
+    """
+    weights_BT = mask_BT.float()
+    if per == "token":
+        return weights_BT
+    length_B = mask_BT.sum(1)
+    each = length_B.sum() / (length_B > 0).sum().clamp_min(1)
+    return weights_BT * each / (length_B.clamp_min(1)[:, None] if per == "reply" else budget)
 
 
 def value_loss(

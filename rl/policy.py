@@ -1,7 +1,8 @@
 """Policy, critic and reference as one module, and what PPO asks of it: log-probs, entropies, values per token.
 
-Axes: B rows, S tokens, T = S - 1 positions (position t predicts token t + 1), N sampled tokens, L MoE layers, E experts.
-Rows are right-padded: under causal attention no real token sees a pad, so no attention mask is needed.
+Axes: R rows, W tokens, V = W - 1 positions (position v predicts token v + 1), N sampled tokens, L MoE layers, E experts. A row
+holds one reply with its prompt or several (`rl.micro_batches`); pads end it: under causal attention no real token sees one, so
+no attention mask is needed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class TokenStats(NamedTuple):
     `router_counts_LE` counts its choices, over real tokens; both [0, 0] for a dense model.
     """
 
-    logprobs_BT: Tensor
-    entropy_BT: Tensor
+    logprobs_RV: Tensor
+    entropy_RV: Tensor
     router_probs_LE: Tensor
     router_counts_LE: Tensor
 
@@ -49,8 +50,8 @@ class ValueHead(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
-        return nn.functional.linear(hidden_BSD.float(), self.weight.float(), self.bias.float())
+    def forward(self, hidden_RWD: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_RWD.float(), self.weight.float(), self.bias.float())
 
 
 class ActorCritic(nn.Module):
@@ -58,25 +59,26 @@ class ActorCritic(nn.Module):
 
     `full`: a policy and a critic that train, and a frozen copy of the policy as reference. `lora`: one frozen base; policy
     and critic are adapters on it, the reference is the base with adapters off. The learner does not know which.
-    `load` gives a fresh copy of the pretrained model.
+    `load` gives a fresh copy of the pretrained model. Without `has_critic` there are only two roles.
     """
 
-    def __init__(self, config: ModelConfig, load: Callable[[], PreTrainedModel]) -> None:
+    def __init__(self, config: ModelConfig, load: Callable[[], PreTrainedModel], *, has_critic: bool = True) -> None:
         super().__init__()
         self.lora = config.lora if config.tuning == "lora" else None
         self.policy = load()
         if self.lora is None:
-            self.critic: PreTrainedModel | None = load().base_model
+            self.critic: PreTrainedModel | None = load().base_model if has_critic else None
             self.reference: PreTrainedModel | None = load().requires_grad_(False)
         else:
             self.critic = self.reference = None
             from peft import inject_adapter_in_model
 
             self.policy.requires_grad_(False)
-            for role in (Role.POLICY, Role.CRITIC):
+            for role in (Role.POLICY, Role.CRITIC) if has_critic else (Role.POLICY,):
                 inject_adapter_in_model(lora_config(self.lora, self.policy), self.policy, role.value)
             self._train_adapters()
-        self.value_head = ValueHead(self.policy.config.hidden_size, 1, dtype=self.policy.dtype)
+        width, dtype = self.policy.config.hidden_size, self.policy.dtype
+        self.value_head = ValueHead(width, 1, dtype=dtype) if has_critic else None
         for module in self.modules():  # dropout would make the first ratio differ from 1
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -88,9 +90,9 @@ class ActorCritic(nn.Module):
         self.train()
 
     def forward(
-        self, role: Role, tokens_BS: Tensor, lengths_B: Tensor, mask_BT: Tensor, temperature: float
+        self, role: Role, tokens_RW: Tensor, positions_RW: Tensor, real_RW: Tensor, mask_RV: Tensor, temperature: float
     ) -> TokenStats | Tensor:
-        """`TokenStats` of the policy or the reference, or the critic's values_BS (state s: tokens up to and with s).
+        """`TokenStats` of the policy or the reference, or the critic's values_RW (state w: the reply's tokens up to and with w).
 
         Under gradient checkpointing, run backward before the next role's forward: the recomputation uses the adapter that
         is active then.
@@ -98,10 +100,11 @@ class ActorCritic(nn.Module):
         with self._as(role):
             if role is Role.CRITIC:
                 backbone = self.policy.base_model if self.critic is None else self.critic
-                hidden_BSD = backbone(input_ids=tokens_BS, use_cache=False).last_hidden_state
-                return self.value_head(hidden_BSD).squeeze(-1)
+                hidden = backbone(input_ids=tokens_RW, position_ids=positions_RW, use_cache=False).last_hidden_state
+                assert self.value_head is not None, "no estimator without a critic asks it"
+                return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
-            return token_stats(model, tokens_BS, lengths_B, mask_BT, temperature)
+            return token_stats(model, tokens_RW, positions_RW, real_RW, mask_RV, temperature)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -132,8 +135,10 @@ class ActorCritic(nn.Module):
                 parameter.requires_grad_(True)
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters of the policy and of the critic."""
-        groups: dict[str, list[nn.Parameter]] = {"policy": [], "critic": []}
+        """Trainable parameters of the policy and, where there is one, of the critic."""
+        groups: dict[str, list[nn.Parameter]] = {"policy": []}
+        if self.value_head is not None:
+            groups["critic"] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_critic = name.startswith(("critic.", "value_head.")) or ".critic." in name
@@ -142,33 +147,35 @@ class ActorCritic(nn.Module):
 
 
 def token_stats(
-    model: PreTrainedModel, tokens_BS: Tensor, lengths_B: Tensor, mask_BT: Tensor, temperature: float
+    model: PreTrainedModel,
+    tokens_RW: Tensor,
+    positions_RW: Tensor,
+    real_RW: Tensor,
+    mask_RV: Tensor,
+    temperature: float,
 ) -> TokenStats:
     """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
 
-    Only sampled positions go through the output layer: [N, vocabulary] logits instead of [B, S, vocabulary].
+    Only sampled positions go through the output layer: [N, vocabulary] logits instead of [R, W, vocabulary].
     """
     sparse = getattr(model.config, "num_local_experts", 0) > 0
     extra = {"output_router_logits": True} if sparse else {}
-    output = model.base_model(input_ids=tokens_BS, use_cache=False, **extra)
-    hidden_ND = output.last_hidden_state[:, :-1][mask_BT]
+    output = model.base_model(input_ids=tokens_RW, position_ids=positions_RW, use_cache=False, **extra)
+    hidden_ND = output.last_hidden_state[:, :-1][mask_RV]
     logits_NV = model.get_output_embeddings()(hidden_ND).float() / temperature
     normaliser_N = logits_NV.logsumexp(-1)
-    sampled_N = tokens_BS[:, 1:][mask_BT]
+    sampled_N = tokens_RW[:, 1:][mask_RV]
     logprobs_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - normaliser_N
     entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(-1)
-    zeros_BT = torch.zeros_like(mask_BT, dtype=torch.float32)
-    router = _router_stats(output.router_logits, tokens_BS, lengths_B, model) if sparse else (zeros_BT[:0, :0],) * 2
+    zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
+    router = _router_stats(output.router_logits, real_RW, model) if sparse else (zeros_RV[:0, :0],) * 2
     return TokenStats(
-        zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropy_N), *router
+        zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV.masked_scatter(mask_RV, entropy_N), *router
     )
 
 
-def _router_stats(
-    router_logits: tuple[Tensor, ...], tokens_BS: Tensor, lengths_B: Tensor, model: PreTrainedModel
-) -> tuple[Tensor, Tensor]:
-    real_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < lengths_B[:, None]
-    probs_LNE = torch.stack([logits.float().softmax(-1)[real_BS.flatten()] for logits in router_logits])
+def _router_stats(router_logits: tuple[Tensor, ...], real_RW: Tensor, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    probs_LNE = torch.stack([logits.float().softmax(-1)[real_RW.flatten()] for logits in router_logits])
     chosen_LNk = probs_LNE.topk(model.config.num_experts_per_tok, dim=-1).indices
     counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
         1, chosen_LNk.flatten(1), torch.ones_like(chosen_LNk, dtype=probs_LNE.dtype).flatten(1)

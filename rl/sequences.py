@@ -74,18 +74,10 @@ def lay_out(examples: Sequence[Example], *, capacity: int, packed: bool) -> Rows
     Packed sequences do not see each other: positions begin again at 0 in each, from which transformers builds a
     block-diagonal causal mask; the last token of one never predicts the first of the next. Pads are trained nowhere.
     """
-    bins: list[list[Example]] = []
     if packed:
-        room: list[int] = []
-        for example in sorted(examples, key=lambda e: -len(e.token_ids)):
-            size = len(example.token_ids)
-            fits = next((k for k, free in enumerate(room) if free >= size), None)
-            if fits is None:
-                bins.append([example])
-                room.append(max(capacity, size) - size)
-            else:
-                bins[fits].append(example)
-                room[fits] -= size
+        longest_first = sorted(examples, key=lambda e: -len(e.token_ids))
+        rows = pack([len(example.token_ids) for example in longest_first], capacity)
+        bins = [[longest_first[k] for k in row] for row in rows]
     else:
         bins = [[example] for example in examples]
     if not bins:  # a rank without rows still takes part in the collectives
@@ -105,6 +97,24 @@ def lay_out(examples: Sequence[Example], *, capacity: int, packed: bool) -> Rows
             start = stop
         positions_RS[row, start:] = torch.arange(width - start)
     return Rows(tokens_RS, positions_RS, trained_RS[:, 1:])
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of at most `capacity` tokens, filled first-fit in the order of `lengths`: the indices of what each row holds.
+
+    What is longer than `capacity` has a row of its own.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index, length in enumerate(lengths):
+        fits = next((k for k, free in enumerate(room) if free >= length), None)
+        if fits is None:
+            rows.append([index])
+            room.append(capacity - length)
+        else:
+            rows[fits].append(index)
+            room[fits] -= length
+    return rows
 
 
 def trained_tokens(examples: Iterable[Example]) -> int:

@@ -53,7 +53,6 @@ class SftLearner:
             model=recipe.model,
             config=learner,
             device=self._device,
-            accumulation=math.ceil(sft.batch / (learner.ranks * learner.micro_batch)),
             betas=sft.betas,
             weight_decay=sft.weight_decay,
             max_grad_norm=sft.max_grad_norm,
@@ -80,11 +79,12 @@ class SftLearner:
         torch.manual_seed((self._recipe.seed * 1_000_003 + self._updates) * zero.world_size + zero.rank)  # dropout
         tokens, rate = trained_tokens(batch), self._rate()
         total = torch.zeros((), device=zero.device)
-        for part in shares(batch, zero.world_size, learner.micro_batch)[zero.rank]:
+        parts = shares(batch, zero.world_size, learner.micro_batch)[zero.rank]
+        for index, part in enumerate(parts):
             loss = zero(*self._rows(part)) / tokens
             if zero.all_reduce(torch.isfinite(loss.detach()).float(), "min") < 1:
                 raise NonFiniteLoss(f"the loss of update {self._updates} is not finite")
-            zero.backward(loss, {"policy": rate})
+            zero.backward(loss, {"policy": rate}, last=index + 1 == len(parts))
             total += loss.detach()
         self._updates += 1
         return {

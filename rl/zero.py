@@ -33,8 +33,8 @@ _ADAPTER = re.compile(r"\.(?:lora_[AB]|ia3_l)\.")
 class ZeroEngine:
     """A module under ZeRO. One optimizer, with the parameter groups that `groups` names.
 
-    Gradients of `backward` add up until `accumulation` calls were made; the last one updates. Losses are shares of a sum
-    over the global minibatch (see `rl.losses`): DeepSpeed averages over ranks, so they are scaled by the world size.
+    Gradients of `backward` add up until the call that says it is the last, which updates. Losses are shares of a sum over the
+    global minibatch (see `rl.losses`): DeepSpeed averages over ranks, so they are scaled by the world size.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class ZeroEngine:
         model: PretrainedConfig,
         config: LearnerConfig,
         device: Device,
-        accumulation: int,
         betas: tuple[float, float],
         weight_decay: float,
         max_grad_norm: float,
@@ -55,7 +54,7 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_backend=device.backend, verbose=False)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = device.torch
-        settings = _deepspeed_settings(model, config, device, accumulation, max_grad_norm)
+        settings = _deepspeed_settings(model, config, max_grad_norm)
         # while this object lives, transformers loads models straight into ZeRO-3 shards
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
         module = build(lambda: load_model(model, None if sharded_loading else device))
@@ -71,21 +70,20 @@ class ZeroEngine:
     def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
 
-    def backward(self, loss: Tensor, lrs: Mapping[str, float]) -> bool:
-        """Add the gradients of a share of the global loss; True when this call made the update, at rates `lrs`."""
+    def backward(self, loss: Tensor, lrs: Mapping[str, float], *, last: bool) -> None:
+        """Add the gradients of a share of the global loss; after the `last` share update, at rates `lrs`."""
+        self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
-        updates = self.engine.is_gradient_accumulation_boundary()
-        if updates:
+        if last:
             for group, name in zip(self.optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lrs[name]
             if self._stage == 0:
                 self._grad_norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         self.engine.step()
-        if updates and self._stage == 3:
+        if last and self._stage == 3:
             # ZeRO-3 overwrites a gradient buffer at the first micro-step only and adds at later ones: a parameter that the
             # first micro-step does not use (the critic's: the policy comes first) would keep its old sum for ever
             self.optimizer.grad_partitions_flat_buffer.zero_()
-        return updates
 
     @property
     def grad_norm(self) -> float:
@@ -230,9 +228,7 @@ def load_model(config: PretrainedConfig, device: Device | None) -> PreTrainedMod
     return model if device is None else model.to(device.name)
 
 
-def _deepspeed_settings(
-    model: PretrainedConfig, config: LearnerConfig, device: Device, accumulation: int, max_grad_norm: float
-) -> dict[str, Any]:
+def _deepspeed_settings(model: PretrainedConfig, config: LearnerConfig, max_grad_norm: float) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
         zero |= {
@@ -242,7 +238,6 @@ def _deepspeed_settings(
         }
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "zero_optimization": zero,

@@ -13,7 +13,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.advantages import KlController, gae, kl_penalty, masked_moments, shape_rewards, whiten
+from rl.advantages import (
+    KlController,
+    gae,
+    group_relative,
+    kl_penalty,
+    leave_one_out,
+    masked_moments,
+    shape_rewards,
+    whiten,
+)
 from tests import oracle_ppo as oracle
 from tests.oracle_ppo import EXAMPLES, SEEDS, Numbers, f64, garbled, identical, masks, same, sampled, widened
 
@@ -269,3 +278,41 @@ def test_kl_controller_is_frozen() -> None:
     """A controller is a value: assigning to it is refused."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         KlController(0.2, 6.0, 10_000).coef = 1.0  # type: ignore[misc]
+
+
+SCORES = f64([1, 3, 10, 2, 99, 4, 7])[0]
+GROUPS = torch.tensor([0, 0, 1, 0, 0, 2, 1])  # the fourth group of 99 was dropped; 4 is alone
+COUNTED = torch.tensor([1, 1, 1, 1, 0, 1, 1]).bool()
+
+
+def test_group_relative_by_hand() -> None:
+    """Scores 1 3 2 have mean 2 and deviation 1, scores 10 7 mean 8.5 and deviation 3 / sqrt 2; a dropped reply and one alone in
+    its group get 0, and the dropped one's score changes nobody's."""
+    centred = f64([-1, 1, 1.5, 0, 0, 0, -1.5])[0]
+    identical(group_relative(SCORES, GROUPS, COUNTED, scaled=False), centred)
+    deviation = f64([1, 1, 3 / math.sqrt(2), 1, 1, 1, 3 / math.sqrt(2)])[0]
+    same(group_relative(SCORES, GROUPS, COUNTED, scaled=True), centred / (deviation + 1e-4))
+
+
+def test_leave_one_out_by_hand() -> None:
+    """Each against the mean of the others: 1 - 5/2, 3 - 3/2, 2 - 4/2; 10 - 7 and 7 - 10; none for the dropped and the lone."""
+    identical(leave_one_out(SCORES, GROUPS, COUNTED), f64([-1.5, 1.5, 3, 0, 0, 0, -3])[0])
+
+
+@EXAMPLES
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), SEEDS, st.floats(0.1, 9), st.floats(-9, 9))
+def test_groups_are_compared_with_themselves_alone(groups: list[int], seed: int, scale: float, shift: float) -> None:
+    """Advantages of a group sum to 0, whatever is added to its scores; what other groups score changes nothing; leaving one out
+    is the group's own deviation times n / (n - 1); scaled scores give scaled advantages, or the same ones when divided."""
+    group_B = torch.tensor(groups)
+    score_B, counted_B = Numbers(seed).like(group_B), torch.ones_like(group_B).bool()
+    plain = group_relative(score_B, group_B, counted_B, scaled=False)
+    for group in set(groups):
+        assert abs(float(plain[group_B == group].sum())) < 1e-9
+    moved_B = torch.where(group_B == groups[0], score_B + shift, score_B * scale)
+    same(group_relative(moved_B, group_B, counted_B, scaled=False)[group_B == groups[0]], plain[group_B == groups[0]])
+    count_B = (group_B[:, None] == group_B).sum(1)
+    same(leave_one_out(score_B, group_B, counted_B), plain * count_B / (count_B - 1).clamp_min(1))
+    divided = group_relative(score_B, group_B, counted_B, scaled=True, eps=0)
+    several = count_B > 1
+    same(group_relative(scale * score_B, group_B, counted_B, scaled=True, eps=0)[several], divided[several])

@@ -5,18 +5,17 @@ Axes as in `rl.batch`: B rows, S tokens, T = S - 1 positions.
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from rewards.types import Score, ScoredRollout
 from rl.advantages import last_token_B
-from rl.batch import Batch, Experience, by_length, collate, split
+from rl.batch import collate, split
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
 
 ids = st.lists(st.integers(0, 50_000), min_size=1, max_size=8).map(tuple)  # 0 too: a token like any other
@@ -57,22 +56,6 @@ def rollout(prompt: int, response: int, finish: Finish = Finish.STOPPED) -> Scor
         ),
         Score(0.5),
     )
-
-
-def experience(batch: Batch) -> Experience:
-    """An experience whose every cell is its own number, off the mask too."""
-    B, T = batch.mask_BT.shape
-    names = [item.name for item in fields(Experience) if item.name not in vars(batch) and item.name.endswith("_BT")]
-    columns = {name: torch.arange(B * T).view(B, T) + 1000.0 * k for k, name in enumerate(names)}
-    return Experience(**vars(batch), **columns, token_share_LE=torch.rand(2, 3))
-
-
-def copies(batch: Batch) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in vars(batch).items()}
-
-
-def unchanged(batch: Batch, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
 
 
 @given(scored=many)
@@ -119,62 +102,27 @@ def test_the_last_sampled_position_is_that_of_the_last_token(scored: list[Scored
     assert torch.equal(last_token_B(batch.mask_BT), batch.lengths_B - 2)
 
 
-@given(scored=many, data=st.data())
+@given(scored=many, names=st.lists(st.sampled_from("abc"), min_size=6, max_size=6))
 @settings(deadline=None)
-def test_take_keeps_rows_and_cuts_only_pads(scored: list[ScoredRollout], data: st.DataObject) -> None:
-    """Row i of `take(rows)` is row rows[i], whatever order or repetition; only pads are cut away."""
-    whole = experience(collate(scored))
-    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(scored) - 1), min_size=1, max_size=8)))
-    part = whole.take(rows)
-    assert type(part) is Experience and part.rows == len(rows)
-    assert split(part) == [split(whole)[int(row)] for row in rows]
-    width = int(part.lengths_B.max())
-    assert part.tokens_BS.shape[1] == width and part.mask_BT.shape[1] == width - 1
-    assert int(whole.mask_BT[rows, width - 1 :].sum()) == 0 and int(whole.tokens_BS[rows, width:].sum()) == 0
-    for name, value in vars(part).items():
-        source = vars(whole)[name]
-        if name == "token_share_LE":
-            assert torch.equal(value, source)
-        else:
-            assert torch.equal(value, source[rows] if source.dim() == 1 else source[rows, : value.shape[1]]), name
-
-
-@given(scored=many)
-@settings(deadline=None)
-def test_parts_taken_back_together_are_the_whole(scored: list[ScoredRollout]) -> None:
-    """Micro-batches of a permutation hold every row once: undone, they are the batch."""
-    batch = collate(scored)
-    order = by_length(batch, torch.randperm(batch.rows, generator=torch.Generator().manual_seed(len(scored))))
-    found: dict[int, tuple[object, ...]] = {}
-    for rows in order.split(2):
-        found |= dict(zip(rows.tolist(), split(batch.take(rows)), strict=True))
-    assert [found[row] for row in range(batch.rows)] == split(batch)
-
-
-@given(scored=many, data=st.data())
-@settings(deadline=None)
-def test_by_length_only_reorders(scored: list[ScoredRollout], data: st.DataObject) -> None:
-    """The same rows from longest to shortest; rows of one length keep the order they were given in."""
-    batch = collate(scored)
-    given_rows = data.draw(st.permutations(range(batch.rows)))
-    ordered = by_length(batch, torch.tensor(given_rows)).tolist()
-    assert ordered == sorted(given_rows, key=lambda row: -int(batch.lengths_B[row]))
+def test_replies_to_one_prompt_have_one_number(scored: list[ScoredRollout], names: list[str]) -> None:
+    """Two rows have the same group exactly where their prompts have the same id."""
+    scored = [
+        replace(item, rollout=replace(item.rollout, prompt=replace(item.rollout.prompt, id=name)))
+        for item, name in zip(scored, names, strict=False)
+    ]
+    groups = collate(scored).group_B.tolist()
+    for one, name in zip(groups, names, strict=False):
+        assert [other == one for other in groups] == [other == name for other in names[: len(groups)]]
 
 
 def test_nothing_is_written_in_place() -> None:
-    """Taking, ordering and splitting leave the batch as it was; a part shares no memory; no field can be set."""
+    """Splitting leaves the batch as it was; no field can be set."""
     batch = collate([rollout(3, 2), rollout(1, 6), rollout(2, 2, Finish.TRUNCATED)])
-    for whole in (batch, experience(batch)):
-        before = copies(whole)
-        part = whole.take(torch.arange(3))
-        by_length(whole, torch.arange(3))
-        split(whole)
-        for item in fields(whole):
-            if not item.name.endswith("_LE"):
-                getattr(part, item.name).fill_(7)
-        assert unchanged(whole, before)
-        with pytest.raises(FrozenInstanceError):
-            whole.score_B = torch.zeros(3)  # type: ignore[misc]
+    before = {name: tensor.clone() for name, tensor in vars(batch).items()}
+    split(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
+    with pytest.raises(FrozenInstanceError):
+        batch.score_B = torch.zeros(3)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("broken", [rollout(2, 0), rollout(2, 2, Finish.ABORTED)], ids=["empty", "aborted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from transformers import AutoModelForCausalLM
 
 from cluster.placement import Claim, Placement, connect
 from rewards.types import Score, ScoredRollout
 from rl.batch import Batch, collate
-from rl.config import PpoRecipe
+from rl.config import Estimator, PpoRecipe
 from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET, LearnerFleet
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
@@ -38,8 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "mixtral")
 
 
-def some_batch(rows: int = 8, seed: int = 0) -> Batch:
-    """Replies of different lengths with made-up log-probs and scores; one in four cut by the budget."""
+def some_batch(rows: int = 8, seed: int = 0, n: int = 1) -> Batch:
+    """Replies of different lengths with made-up log-probs and scores, `n` to a prompt; one in four cut by the budget."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
@@ -49,7 +51,7 @@ def some_batch(rows: int = 8, seed: int = 0) -> Batch:
     scored = []
     for row in range(rows):
         reply = ids(3, 16)
-        prompt = Prompt(f"p{row}", ids(4, 40), ())
+        prompt = Prompt(f"p{row // n}", ids(4, 40), ())
         logprobs = tuple((-torch.rand(len(reply), generator=generator)).tolist())
         finish = Finish.TRUNCATED if row % 4 == 0 else Finish.STOPPED
         rollout = Rollout(prompt, 0, reply, logprobs, (VersionSpan(0, 0, len(reply)),), "", finish)
@@ -90,20 +92,110 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "micro"), [(2, 0, 4), (2, 1, 4), (2, 2, 2), (2, 3, 4), (2, 3, 1), (1, 2, 3)]
+    ("ranks", "stage", "micro", "tokens"),
+    [
+        *[(2, 0, 4, 0), (2, 1, 4, 0), (2, 2, 2, 0), (2, 3, 4, 0), (2, 3, 1, 0), (1, 2, 3, 0)],
+        *[(1, 0, 1, 120), (2, 3, 1, 1), (2, 2, 1, 70)],
+    ],
 )
 def test_updates_do_not_depend_on_how_the_batch_is_cut(
-    model: Path, tmp_path: Path, whole: tuple[dict[str, float], list[list[float]]], ranks: int, stage: int, micro: int
+    model: Path,
+    tmp_path: Path,
+    whole: tuple[dict[str, float], list[list[float]]],
+    ranks: int,
+    stage: int,
+    micro: int,
+    tokens: int,
 ) -> None:
     """Two PPO steps give the same policy, losses and gradient norms whatever the sharding of rows (ranks), of states
-    (ZeRO 0-3), the accumulation and the padding of micro-batches, to rounding."""
-    recipe = quick_recipe(model, tmp_path, learner__ranks=ranks, learner__zero_stage=stage,
-                          learner__micro_batch=micro, ppo__minibatches=1)  # fmt: skip
+    (ZeRO 0-3), the accumulation, and the padding or packing of micro-batches, to rounding."""
+    recipe = quick_recipe(model, tmp_path, learner__ranks=ranks, learner__zero_stage=stage, learner__micro_batch=micro,
+                          learner__micro_batch_tokens=tokens, ppo__minibatches=1)  # fmt: skip
     metrics, logprobs = trained(recipe, some_batch(), tmp_path)
     for name, value in whole[0].items():
         if name not in ("learner/peak_memory_bytes",):
             assert metrics[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
     close(logprobs, whole[1], 1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
+def test_without_a_critic_updates_are_those_of_the_plain_loss(
+    model: Path, tmp_path: Path, estimator: Estimator
+) -> None:
+    """One update under two ranks, ZeRO-2 and packing moves the policy as the estimator's own formula does, written out reply by
+    reply and optimised by torch alone; nothing is said of a critic."""
+    recipe = quick_recipe(
+        model, tmp_path, ppo__estimator=estimator, ppo__epochs=1, ppo__minibatches=1, ppo__policy_lr=1e-2,
+        ppo__kl_target=None, ppo__importance_cap=None, ppo__balance_coef=0.0, ppo__lr_warmup=0, learner__micro_batch_tokens=60,
+    )  # fmt: skip
+    metrics, logprobs = trained(recipe, some_batch(n=2), tmp_path, updates=2)
+    assert not any(name.startswith("value/") for name in metrics)
+    assert metrics["policy/kl"] == pytest.approx(0, abs=1e-4) and metrics["policy/ratio_max"] == pytest.approx(
+        1, abs=1e-5
+    )
+    close(logprobs, plainly_trained(model, recipe, some_batch(n=2), updates=2), 2e-4)
+    assert ("policy/kl_loss" in metrics) == (estimator in ("grpo", "dr_grpo"))
+
+
+def plainly_trained(model: Path, recipe: PpoRecipe, batch: Batch, *, updates: int) -> list[list[float]]:
+    """Log-probs of the probes after `updates` on-policy updates, by loops over replies and autograd."""
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model).float() for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), recipe.ppo.policy_lr, recipe.ppo.betas, weight_decay=0)
+    coef, estimator, replies = recipe.ppo.kl_coef, recipe.ppo.estimator, range(batch.rows)
+
+    def told(net: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = net(input_ids=tokens[None]).logits[0, :-1] / temperature
+        return logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0][mask[: len(tokens) - 1]]
+
+    def both(b: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = batch.tokens_BS[b, : int(batch.lengths_B[b])]
+        temperature = recipe.sampling.temperature
+        with torch.no_grad():
+            frozen = told(reference, tokens, batch.mask_BT[b], temperature)
+        return told(policy, tokens, batch.mask_BT[b], temperature), frozen
+
+    for _ in range(updates):
+        pairs = [both(b) for b in replies]
+        kls = [(now - then).detach() for now, then in pairs]
+        scores = batch.score_B.tolist()
+        if estimator == "rloo":
+            scores = [score - coef * float(kl.sum()) for score, kl in zip(scores, kls, strict=True)]
+        mates = [[scores[j] for j in replies if batch.group_B[j] == batch.group_B[b]] for b in replies]
+        terms = []
+        if estimator == "reinforce_pp":
+            rest = [torch.stack([scores[b] - coef * kls[b][t:].sum() for t in range(len(kls[b]))]) for b in replies]
+            every = torch.cat(rest)
+            advantages = [(part - every.mean()) / every.std(correction=0) for part in rest]
+        elif estimator == "grpo":
+            advantages = [
+                torch.tensor((scores[b] - statistics.mean(mates[b])) / (statistics.stdev(mates[b]) + 1e-4))
+                for b in replies
+            ]
+        elif estimator == "dr_grpo":
+            advantages = [torch.tensor(scores[b] - statistics.mean(mates[b])) for b in replies]
+        else:
+            advantages = [torch.tensor(scores[b] - (sum(mates[b]) - scores[b]) / (len(mates[b]) - 1)) for b in replies]
+        for (now, then), advantage in zip(pairs, advantages, strict=True):
+            term = (now - now.detach()).exp() * advantage
+            if estimator in ("grpo", "dr_grpo"):
+                term = term - coef * ((then - now).exp() - (then - now) - 1)
+            terms.append(term)
+        tokens = sum(len(term) for term in terms)
+        total = {
+            "grpo": lambda t: sum(term.mean() for term in t) / len(t),
+            "reinforce_pp": lambda t, tokens=tokens: sum(term.sum() for term in t) / tokens,
+        }.get(estimator, lambda t: sum(term.sum() for term in t) / (len(t) * recipe.sampling.max_tokens))
+        optimizer.zero_grad()
+        (-total(terms)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), recipe.ppo.max_grad_norm)
+        optimizer.step()
+    answers = []
+    for prompt, reply in PROBES:
+        tokens = torch.tensor([*prompt, *reply])
+        mask = torch.arange(len(tokens) - 1) >= len(prompt) - 1
+        with torch.no_grad():
+            answers.append(told(policy, tokens, mask, 1.0).tolist())
+    return answers
 
 
 def test_the_first_minibatch_has_ratio_one(model: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rl.losses import (
     importance_weights,
     load_balancing_loss,
     policy_loss,
+    reply_weights,
     value_loss,
 )
 from tests import oracle_ppo as oracle
@@ -333,3 +334,21 @@ def test_an_even_load_is_the_best_of_self_consistent_loads(layers: int, experts:
     same(load_balancing_loss(even_LE, even_LE), 1.0)
     same(load_balancing_loss(alone_LE, alone_LE), float(experts))
     assert 1.0 < number(load_balancing_loss(probs_LE, probs_LE)) < experts
+
+
+@EXAMPLES
+@given(masks(), SEEDS)
+def test_weighted_means_over_tokens_are_the_averages_they_say(mask_BT: Tensor, seed: int) -> None:
+    """sum w x / tokens is the mean over tokens; over replies of a reply's mean; over replies of its sum / budget."""
+    x_BT, tokens = Numbers(seed).like(mask_BT), max(int(mask_BT.sum()), 1)
+    replies = [row[kept] for row, kept in zip(x_BT, mask_BT, strict=True) if kept.any()]
+    expected = {
+        "token": [float(torch.cat(replies).mean())] if replies else [],
+        "reply": [float(reply.mean()) for reply in replies],
+        "budget": [float(reply.sum()) / 32 for reply in replies],
+    }
+    for per, parts in expected.items():
+        weights_BT = reply_weights(mask_BT, per, budget=32)  # type: ignore[arg-type]
+        assert not weights_BT[~mask_BT].any()
+        mean = float((weights_BT.double() * x_BT).sum() / tokens)
+        assert mean == pytest.approx(math.fsum(parts) / max(len(parts), 1), rel=1e-5, abs=1e-6), per

@@ -44,7 +44,8 @@ class Bench:
         device, sft = current_device(), recipe.sft
         model = load_model(recipe.model, device).train()
         self._accumulation = -(-sft.batch // (recipe.learner.ranks * recipe.learner.micro_batch))
-        settings = _deepspeed_settings(recipe.model, recipe.learner, device, self._accumulation, sft.max_grad_norm)
+        settings = _deepspeed_settings(recipe.model, recipe.learner, sft.max_grad_norm)
+        settings |= {"gradient_accumulation_steps": self._accumulation}
         optimizer = torch.optim.AdamW(model.parameters(), lr=sft.lr, betas=sft.betas, weight_decay=sft.weight_decay)
         self._bare, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)  # type: ignore[arg-type]
         self._device = device.torch
