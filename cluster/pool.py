@@ -8,14 +8,19 @@ from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
+_SECONDS_TO_END = 5.0
 
 
 class PoolExhausted(RuntimeError):
     """A replica cannot start, or more of them died than the recipe replaces."""
+
+
+class ReplicaSilent(RuntimeError):
+    """A replica lives and does not answer within the time that it was given."""
 
 
 class Pool:
@@ -37,10 +42,13 @@ class Pool:
     def __len__(self) -> int:
         return len(self.replicas)
 
-    def map(self, method: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def map(
+        self, method: Callable[..., Any], shares: Sequence[tuple[Any, ...]], *, limit_s: float | None = None
+    ) -> list[Any]:
         """Answers of `method(*shares[i])` from replica i; at most one share per replica.
 
-        The dead are replaced when the others have answered, so that `revive` finds an idle fleet.
+        The dead are replaced when the others have answered, so that `revive` finds an idle fleet. Raises ReplicaSilent
+        when an answer takes longer than `limit_s`.
         """
         assert len(shares) <= len(self.replicas)
         answers: dict[int, Any] = {}
@@ -49,7 +57,11 @@ class Pool:
             dead = []
             for index, ref in asked.items():
                 try:
-                    answers[index] = ray.get(ref)
+                    answers[index] = ray.get(ref, timeout=limit_s)
+                except GetTimeoutError as error:
+                    raise ReplicaSilent(
+                        f"{self._fleet} {index} of {len(self.replicas)} does not answer {method.__name__}"
+                    ) from error
                 except RayActorError as error:
                     if error.actor_init_failed:  # it would fail again
                         cause = str(error).strip().splitlines()[-1].strip()
@@ -59,9 +71,15 @@ class Pool:
                 self.replace(*dead)
         return [answers[index] for index in range(len(shares))]
 
-    def everyone(self, method: Callable[..., Any], *args: Any) -> list[Any]:
+    def everyone(self, method: Callable[..., Any], *args: Any, limit_s: float | None = None) -> list[Any]:
         """The same call on every replica."""
-        return self.map(method, [args] * len(self.replicas))
+        return self.map(method, [args] * len(self.replicas), limit_s=limit_s)
+
+    def kill(self, end: Callable[..., Any]) -> None:
+        """End every replica: by its own method `end` where it still answers, by force where not."""
+        ray.wait([self._ask(i, end, ()) for i in range(len(self))], num_returns=len(self), timeout=_SECONDS_TO_END)
+        for replica in self.replicas:
+            ray.kill(replica)
 
     def replace(self, *indices: int) -> None:
         """Spawn new replicas at `indices` and bring the pool up to date."""

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.placement import Placement
 
 R = TypeVar("R")
 _SECONDS_TO_DIE = 5.0  # within which Ray tells the death that made a peer's collective fail
+_SECONDS_TO_ANSWER = 3.0  # within which a rank that lives says what it is at
+_WATCH = "watch"  # the actors' second thread
 
 
 class WorkerDied(RuntimeError):
     """A rank of a worker group ended; the group cannot go on, since collectives need every rank."""
 
 
+class WorkersHung(RuntimeError):
+    """A call of a worker group took longer than it was given; the message says what each rank was at."""
+
+
 class _Host:
-    """The actor: holds one instance of the plain class and calls its methods."""
+    """The actor: holds one instance of the plain class and calls its methods, one at a time; `look` answers meanwhile."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ.update(environment)
@@ -47,6 +54,9 @@ class _Host:
         answer = getattr(self._instance, method)(*args)
         return answer if reply else None
 
+    def look(self, method: str) -> Any:
+        return getattr(self._instance, method)()
+
 
 class WorkerGroup:
     """`size` actors, ranked, each holding `make(*args)` built with RANK, WORLD_SIZE and MASTER_* in its environment.
@@ -66,7 +76,7 @@ class WorkerGroup:
         environment: dict[str, str],
     ) -> None:
         self._fleet = fleet
-        host = ray.remote(_Host)
+        host = ray.remote(concurrency_groups={_WATCH: 1})(_Host)
         self._actors = [host.options(**placement.options(fleet, rank)).remote(environment) for rank in range(size)]
         master = self._wait([self._actors[0].rendezvous.remote()])[0]
         self._building = [a.build.remote(make, rank, size, master, args) for rank, a in enumerate(self._actors)]
@@ -87,14 +97,47 @@ class WorkerGroup:
         """Call on every rank (it may be a collective); rank 0's answer."""
         return self._wait([a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)])[0]
 
+    def rank0_within(self, limit_s: float, doing: Callable[..., str], method: Callable[..., R], *args: Any) -> R:
+        """`rank0`; raises WorkersHung after `limit_s` seconds, with what each rank says it is `doing`.
+
+        `doing` is a method of the plain class that may run beside `method`. The ranks go on hanging: kill them.
+        """
+        refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
+        try:
+            return self._wait(refs, limit_s)[0]
+        except TimeoutError:
+            said = "; ".join(self._whereabouts(doing, refs))
+            raise WorkersHung(f"{self._fleet} did not end {method.__name__} within {limit_s:g} s: {said}") from None
+
+    def start(self, method: Callable[..., R], *args: Any) -> Callable[[], R]:
+        """Begin `rank0`; the answer is what the returned function waits for."""
+        refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
+        return lambda: self._wait(refs)[0]
+
     def kill(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
 
-    def _wait(self, refs: list[Any]) -> list[Any]:
-        pending = list(refs)
+    def _whereabouts(self, doing: Callable[..., str], refs: list[Any]) -> list[str]:
+        ended, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        asked = [a.look.options(concurrency_group=_WATCH).remote(doing.__name__) for a in self._actors]
+        ray.wait(asked, num_returns=len(asked), timeout=_SECONDS_TO_ANSWER)
+        said = []
+        for rank, (ref, answer) in enumerate(zip(refs, asked, strict=True)):
+            try:
+                what = "had ended it" if ref in ended else f"was {ray.get(answer, timeout=0)}"
+            except (GetTimeoutError, RayActorError):
+                what = "does not answer at all (stopped, or its node is)"
+            said.append(f"rank {rank} of {len(refs)} {what}")
+        return said
+
+    def _wait(self, refs: list[Any], limit_s: float | None = None) -> list[Any]:
+        pending, deadline = list(refs), None if limit_s is None else time.monotonic() + limit_s
         while pending:  # one by one as they end: the first failure counts, while the other ranks hang in a collective
-            done, pending = ray.wait(pending, num_returns=1)
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            if not done:
+                raise TimeoutError
             try:
                 ray.get(done)
             except RayTaskError as error:  # a peer of a dead rank may fail first: the death is the cause to tell

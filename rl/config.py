@@ -12,6 +12,7 @@ from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
 
 Shape = Literal["mixtral", "mistral", "gpt2"]
+PublishedPart = Literal["adapter", "merged", "full"]
 # What a resumed run must share with the run that it continues: the checkpoint holds state of these, or (the last two) the
 # figures of one run would not be of the same question.
 BOUND = (
@@ -224,14 +225,29 @@ class PpoConfig:
 
 @dataclass(frozen=True)
 class PublishConfig:
-    """The probe after every publish: fixed replies whose log-probs engine and learner must agree on."""
+    """What a publish sends, how long it may take, and its proof: fixed replies whose log-probs engine and learner agree on.
 
+    `adapter`: the LoRA adapter's A and B, which vLLM applies beside its own base (least bytes; every generated token costs
+    more). `merged`: the groups of weights that an adapter changes, with the adapter in them. `full`: every weight. `auto`:
+    `merged` where adapters train, `full` where all weights do.
+    """
+
+    what: PublishedPart | Literal["auto"] = "auto"
+    timeout_s: float = 600.0  # after which a publish that hangs ends the run, and says which rank was at which tensors
     probes: int = 4
     tolerance: float = 0.0  # nats; 0: 1e-4 (largest) in float32, 0.05 (mean) in bfloat16, where two kernels round apart
 
     def __post_init__(self) -> None:
         if self.probes < 1:
             raise ValueError(f"publish.probes must be at least 1, is {self.probes}; no publish goes unproved")
+        if not self.timeout_s > 0:
+            raise ValueError(f"publish.timeout_s must be above 0, is {self.timeout_s}; 600 is usual")
+
+    def part(self, tuning: str) -> PublishedPart:
+        """What is sent of a policy that trains by `tuning`."""
+        if self.what == "auto":
+            return "merged" if tuning == "lora" else "full"
+        return self.what
 
     def limit(self, dtype: str) -> float:
         """The tolerated gap in nats."""
@@ -343,6 +359,11 @@ class PpoRecipe:
                 f"set prompts.per_step to a multiple of {parts}"
             )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
+        if self.publish.what in ("adapter", "merged") and self.model.tuning != "lora":
+            raise ValueError(
+                f"publish.what = {self.publish.what} needs model.tuning = lora, which is {self.model.tuning}: no adapter trains "
+                "there; set publish.what = auto"
+            )
         if self.ppo.has_groups and self.sampling.n < 2:
             raise ValueError(
                 f"sampling.n must be at least 2 with ppo.estimator = {self.ppo.estimator}, is {self.sampling.n}: a reply is "

@@ -11,7 +11,8 @@ import torch
 from ray.exceptions import RayTaskError
 
 from cluster.placement import Placement
-from cluster.workers import WorkerGroup
+from cluster.pool import ReplicaSilent
+from cluster.workers import WorkerGroup, WorkersHung
 from rl.batch import Batch, Experience, UpdateReport
 from rl.config import PpoRecipe
 from rl.endings import NonFiniteLoss
@@ -19,11 +20,16 @@ from rl.learner import PpoLearner
 from rollout.fleet import EngineLost, RolloutFleet
 
 FLEET = "learner"
+_SECONDS_TO_TELL = 5.0  # which rank 0 has beyond the limit to say which engine is silent
 Probe = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class PublishMismatch(RuntimeError):
     """After a publish, engine and learner disagree on the log-probs of fixed replies: the weights arrived wrong."""
+
+
+class PublishHung(RuntimeError):
+    """A publish took longer than `publish.timeout_s`; the message says which rank or engine was at which tensors."""
 
 
 class LearnerFleet:
@@ -76,7 +82,7 @@ class LearnerFleet:
         """Give the engines the newest policy and prove that they have it: metrics `publish/*`.
 
         An engine that dies on the way is replaced and all is sent again. Raises PublishMismatch when the probe's gap is
-        over the tolerance, naming the tensor group where one can be found.
+        over the tolerance, naming the tensor group where one can be found; PublishHung when somebody does not answer.
         """
         self._version += 1
         try:
@@ -111,8 +117,12 @@ class LearnerFleet:
 
         The largest in float32. The mean in bfloat16: two kernels round single tokens far apart, wrong weights all of them.
         """
-        theirs = engine.every_logprobs(self._probes)
-        ours = self.log_probs(self._probes)
+        waiting = self._group.start(PpoLearner.probe, self._probes)  # meanwhile the engines answer
+        try:
+            theirs = engine.every_logprobs(self._probes, limit_s=self._recipe.publish.timeout_s)
+        except ReplicaSilent as error:
+            raise self._hung(engine, error) from error
+        ours = waiting()
         pairs = [
             (a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)
         ]
@@ -131,20 +141,39 @@ class LearnerFleet:
     def _send(self, engine: RolloutFleet) -> dict[str, float]:
         client = engine.client()
         connect = self._connected is not engine
-        metrics = self._group.rank0(PpoLearner.publish, client, self._version, connect)
+        limit_s = self._recipe.publish.timeout_s
+        try:
+            metrics = self._group.rank0_within(
+                limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, self._version, connect
+            )
+        except WorkersHung as error:
+            raise self._hung(engine, error) from error
+        except RayTaskError as error:
+            if not isinstance(error.cause, ReplicaSilent):
+                raise
+            raise self._hung(engine, error.cause) from error
         self._connected = engine
         return metrics
+
+    def _hung(self, engine: RolloutFleet, error: Exception) -> PublishHung:
+        """What to raise; whoever hangs would not end otherwise, so both fleets are ended first."""
+        self.kill()
+        engine.kill()
+        return PublishHung(
+            f"publishing version {self._version} took over publish.timeout_s = {self._recipe.publish.timeout_s:g}: {error}; "
+            "the same command resumes from the last checkpoint, with a higher publish.timeout_s if it was only slow"
+        )
 
     def explain(self, engine: RolloutFleet, gap: float, limit: float) -> str:
         """Resend one group after another: the one that closes most of the gap was the one that arrived wrong."""
         message = (
             f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
         )
-        transfer = self._recipe.rollout.weight_transfer
-        if transfer not in ("auto", "shared_memory"):
+        groups = self._group.rank0(PpoLearner.groups)
+        if not groups:
             return f"{message}; set publish.tolerance if two bf16 kernels explain it"
         before, closed = gap, dict[str, float]()
-        for group in self._group.rank0(PpoLearner.groups):
+        for group in groups:
             self._group.all(PpoLearner.resend, engine.client(), self._version, group)
             after = self.gap(engine)
             closed[group], before = before - after, after

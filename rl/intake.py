@@ -20,6 +20,7 @@ from rollout.tokenizer import load_tokenizer, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_WITHOUT_ADAPTERS = ("gpt2",)  # vLLM's model of it takes no LoRA
 Recipe = TypeVar("Recipe", bound=PpoRecipe | SftRecipe)
 
 
@@ -94,6 +95,28 @@ def tokenizer_of(model: PretrainedConfig, corpus: Corpus, knob: str, wanted: int
             "lower it"
         )
     return tokenizer
+
+
+def check_publish(recipe: PpoRecipe, *, on_gpu: bool) -> None:
+    """Raise ValueError when vLLM cannot apply the adapter that `publish.what` = adapter would send. Reads no weights."""
+    if recipe.publish.what != "adapter":
+        return
+    if recipe.model.path:
+        from transformers import AutoConfig
+
+        source = check_files("model.path", recipe.model.path) or recipe.model.path
+        config = AutoConfig.from_pretrained(source, revision=recipe.model.revision or None)
+        kind, experts = config.model_type, "num_local_experts" in config.to_dict()
+    else:
+        kind, experts = recipe.model.tiny.shape, recipe.model.tiny.shape == "mixtral"
+    remedy = "set publish.what = merged"
+    if kind in _WITHOUT_ADAPTERS:
+        raise ValueError(f"publish.what = adapter needs a model that vLLM adapts, {kind} is none; {remedy}")
+    if experts and not on_gpu:
+        raise ValueError(
+            f"publish.what = adapter needs a GPU for a mixture of experts, {kind} is to run on CPUs, for which vLLM has no kernel "
+            f"of experts beside adapters; {remedy}"
+        )
 
 
 def check_tuning(model: SftModelConfig) -> None:

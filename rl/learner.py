@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,11 +37,11 @@ from rl.losses import (
 )
 from rl.micro_batches import MicroBatch, deal_rows, lay_out
 from rl.policy import ActorCritic, Role, TokenStats
+from rl.publisher import Publisher
 from rollout.tokenizer import load_tokenizer
-from rollout.weight_stream import EngineSyncClient, SharedMemorySender
 
 if TYPE_CHECKING:
-    from rl.zero import PolicyStream
+    from rollout.weight_stream import EngineSyncClient
 
 _COLUMNS = ("policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/balance_loss",
             "policy/kl_loss", "value/loss", "value/clip_fraction")  # fmt: skip
@@ -57,7 +56,7 @@ class PpoLearner:
     """
 
     def __init__(self, recipe: PpoRecipe) -> None:
-        from rl.zero import PolicyStream, ZeroEngine  # the driver names this class, and saves the seconds of DeepSpeed
+        from rl.zero import ZeroEngine  # the driver names this class, and saves the seconds of DeepSpeed
 
         self._recipe = recipe
         self._device = current_device()
@@ -75,11 +74,7 @@ class PpoLearner:
             weight_decay=ppo.weight_decay,
             max_grad_norm=ppo.max_grad_norm,
         )
-        self._stream = PolicyStream(
-            self._zero, self._zero.engine.module.policy, only_trained=recipe.model.tuning == "lora"
-        )
-        self._sender = SharedMemorySender()
-        self._cuda_trainer = None
+        self._publisher = Publisher(recipe, self._zero, self._device)
         self._kl = KlController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
         self._updates = 0
 
@@ -306,43 +301,19 @@ class PpoLearner:
 
         `connect` makes the transport's handshake first: at the first publish, and when engines were replaced.
         """
-        started = time.perf_counter()
-        transfer = self._recipe.rollout.weight_transfer
-        if transfer == "shared_memory" or (transfer == "auto" and self._device.kind == "cpu"):
-            sent = self._publish_shared(client, version, connect)
-        else:
-            sent = self._publish_cuda("nccl" if transfer == "auto" else transfer, client, version, connect)
-        return {"publish/bytes": float(sent), "publish/seconds": time.perf_counter() - started}
-
-    def _publish_shared(self, client: EngineSyncClient, version: int, connect: bool) -> int:
-        if self._zero.rank != 0:
-            for _ in self._stream:
-                pass
-            return 0
-        return self._sender.send(self._stream, client, version, connect=connect)
-
-    def _publish_cuda(self, transfer: str, client: EngineSyncClient, version: int, connect: bool) -> int:
-        from rollout.vllm_weights import cuda_publish, cuda_trainer
-
-        if connect or self._cuda_trainer is None:
-            if self._cuda_trainer is not None:
-                self._cuda_trainer.shutdown()
-            self._cuda_trainer = cuda_trainer(transfer, self._stream, client, rank=self._zero.rank)
-        cuda_publish(self._cuda_trainer, client, version)
-        return sum(spec.bytes for spec in self._stream.specs())
+        return self._publisher.publish(client, version, connect)
 
     def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
-        """Send one tensor group again (shared memory): how a bad publish is traced to its tensors."""
-        only = _OneGroup(self._stream, group)
-        if self._zero.rank == 0:
-            self._sender.send(only, client, version)
-        else:
-            for _ in only:
-                pass
+        """Send one tensor group again: how a bad publish is traced to its tensors."""
+        self._publisher.resend(client, version, group)
 
     def groups(self) -> list[str]:
-        """Names of the tensor groups that a publish sends."""
-        return [group.name for group in self._stream]
+        """Names of the tensor groups that `resend` takes; none where the transport cannot send a part."""
+        return self._publisher.groups()
+
+    def doing(self) -> str:
+        """What this rank's publish is at, for whoever waits for it. Answers beside a publish; no collective."""
+        return self._publisher.progress.doing
 
     def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
@@ -375,19 +346,6 @@ class PpoLearner:
         self._zero.load(folder / "learner")
         self._kl = replace(self._kl, coef=state["kl_coef"])
         self._updates = int(state["updates"])
-
-
-class _OneGroup:
-    """One group of a stream; the collective still passes every layer."""
-
-    def __init__(self, stream: PolicyStream, group: str) -> None:
-        self._stream, self._group = stream, group
-
-    def specs(self):  # type: ignore[no-untyped-def]
-        return self._stream.specs()
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return (group for group in self._stream if group.name == self._group)
 
 
 def _to(batch, device: torch.device):  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -25,7 +26,7 @@ from rl.endings import reported
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe
 from rl.heldout import Evaluator, Watch, check_metrics, held_out_prompts
-from rl.intake import check_input, with_model
+from rl.intake import check_input, check_publish, with_model
 from rl.loop import train
 from rl.records import (
     PROCESSES,
@@ -73,6 +74,7 @@ def run(recipe: PpoRecipe) -> Path:
             check_metrics(recipe, corpus)
         with stage("connecting to Ray"):
             connect()
+            check_publish(recipe, on_gpu=has_gpus())
             require_room(claims(recipe))  # before minutes of warm-up
         recipe = with_model(recipe, corpus, directory)
         write_atomically(
@@ -233,7 +235,10 @@ def claims(recipe: PpoRecipe) -> list[Claim]:
 def spec_of(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:
     """What one of the recipe's engines needs."""
     model = recipe.model
-    return engine_spec(recipe.rollout, model.path, model.revision, model.dtype, end_ids)
+    spec = engine_spec(recipe.rollout, model.path, model.revision, model.dtype, end_ids)
+    if recipe.publish.part(model.tuning) != "adapter":
+        return spec
+    return replace(spec, adapter_rank=model.lora.rank, adapter_targets=model.lora.targets)
 
 
 def probes(prompts: Sequence[Prompt], chat: Chat, recipe: PpoRecipe) -> list[Probe]:

@@ -24,10 +24,11 @@ from transformers.pytorch_utils import Conv1D
 from cluster.device import Device
 from rl.config import LearnerConfig, PretrainedConfig
 from rl.policy import Role
-from rollout.weight_stream import TensorSpec, WeightGroup
+from rollout.weight_stream import Progress, TensorSpec, WeightGroup
 
 _LAYER = re.compile(r"^(.*?\.(?:layers|h)\.\d+)\.([^.]+)\.")
 _ADAPTER = re.compile(r"\.(?:lora_[AB]|ia3_l)\.")
+_POLICY_LORA = re.compile(rf"\.(lora_[AB])\.{Role.POLICY.value}\.weight$")
 
 
 class ZeroEngine:
@@ -123,9 +124,12 @@ class PolicyStream:
     (its attention, its experts), so that what vLLM fuses (q, k, v) always comes complete.
     """
 
-    def __init__(self, engine: ZeroEngine, policy: PreTrainedModel, *, only_trained: bool) -> None:
+    def __init__(
+        self, engine: ZeroEngine, policy: PreTrainedModel, *, only_trained: bool, progress: Progress | None = None
+    ) -> None:
         self._engine = engine
         self._policy = policy
+        self._progress = progress or Progress()
         groups: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in policy.named_parameters(remove_duplicate=True):
             groups.setdefault(_group_of(name), {})[name] = parameter
@@ -151,10 +155,12 @@ class PolicyStream:
         ]
 
     def __iter__(self) -> Iterator[WeightGroup]:
-        for keys in self._layers.values():
+        for layer, keys in self._layers.items():
             held = [parameter for key in keys for parameter in self._groups[key].values()]
+            self._progress.doing = f"gathering {layer}"
             with torch.no_grad(), _gathered(held):
                 for key in keys:
+                    self._progress.doing = f"sending {key.replace('/', '.')}"
                     tensors = {name: parameter.detach() for name, parameter in self._groups[key].items()}
                     yield WeightGroup(key.replace("/", "."), tuple(self._published(tensors)))
 
@@ -173,6 +179,23 @@ class PolicyStream:
             head = self._policy.get_input_embeddings().weight
             published += [("lm_head.weight", t) for n, t in tensors.items() if self._groups[_group_of(n)][n] is head]
         return published
+
+
+class AdapterStream(PolicyStream):
+    """The policy's LoRA adapter alone: A and B of every adapted module under PEFT's names, layer by layer.
+
+    A is [rank, in] and B [out, rank] whichever way round the adapted layer keeps its own weight.
+    """
+
+    def __init__(self, engine: ZeroEngine, policy: PreTrainedModel, *, progress: Progress | None = None) -> None:
+        super().__init__(engine, policy, only_trained=True, progress=progress)
+        self._groups = {
+            key: {name: p for name, p in held.items() if _POLICY_LORA.search(name)}
+            for key, held in self._groups.items()
+        }
+
+    def _published(self, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        return [(_POLICY_LORA.sub(r".\1.weight", name), tensor) for name, tensor in tensors.items()]
 
 
 def _merge(tensor: Tensor, leaf: str, layer: BaseTunerLayer, tensors: Mapping[str, Tensor], module: str) -> Tensor:

@@ -55,3 +55,5 @@ class EngineSpec:
     eager: bool
     weight_transfer: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    adapter_rank: int = 0  # of the LoRA adapter that publishes bring; 0: they bring weights
+    adapter_targets: tuple[str, ...] = ()  # the modules that it adapts

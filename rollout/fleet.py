@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from cluster.placement import NO_DEVICES, Placement, has_gpus
-from cluster.pool import Pool
+from cluster.pool import Pool, ReplicaSilent
 from rollout.engine_config import EngineSpec, RolloutConfig
 from rollout.types import Prompt, Rollout, Sampling
 
@@ -25,14 +26,25 @@ class EngineLost(RuntimeError):
 class EngineClient:
     """vLLM's weight-sync control plane over Ray, fanned out to every engine. Travels to the learner's ranks."""
 
-    def __init__(self, engines: Sequence[ActorHandle[Any]], tensor_parallel: int, version: int | None = None) -> None:
+    def __init__(
+        self,
+        engines: Sequence[ActorHandle[Any]],
+        tensor_parallel: int,
+        version: int | None = None,
+        deadline: float | None = None,
+    ) -> None:
         self._engines = list(engines)
         self._tensor_parallel = tensor_parallel
         self._version = version
+        self._deadline = deadline  # on this process's monotonic clock
 
     def at(self, version: int) -> EngineClient:
         """The same engines; an update that names no version (vLLM's own trainers) finishes as `version`."""
-        return EngineClient(self._engines, self._tensor_parallel, version)
+        return EngineClient(self._engines, self._tensor_parallel, version, self._deadline)
+
+    def within(self, seconds: float) -> EngineClient:
+        """The same engines; an answer that is not there `seconds` from now is waited for no longer (ReplicaSilent)."""
+        return EngineClient(self._engines, self._tensor_parallel, self._version, time.monotonic() + seconds)
 
     @property
     def workers(self) -> int:
@@ -44,24 +56,35 @@ class EngineClient:
         for index, info in enumerate(infos):
             if "rank_offset" in info:  # NCCL: each engine's workers have ranks of their own
                 info["rank_offset"] += index * self._tensor_parallel
-        self._get([e.init_weight_transfer_engine.remote(i) for e, i in zip(self._engines, infos, strict=True)])
+        self._get(
+            "the handshake",
+            [e.init_weight_transfer_engine.remote(i) for e, i in zip(self._engines, infos, strict=True)],
+        )
 
     def start_weight_update(self) -> None:
-        self._get([e.start_weight_update.remote() for e in self._engines])
+        self._get("the start of an update", [e.start_weight_update.remote() for e in self._engines])
 
     def update_weights(self, update_info: Any) -> None:
-        self._get([e.update_weights.remote(update_info) for e in self._engines])
+        self._get("new weights", [e.update_weights.remote(update_info) for e in self._engines])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = str(self._version) if weight_version is None else weight_version
-        self._get([e.finish_weight_update.remote(version) for e in self._engines])
+        self._get("the end of an update", [e.finish_weight_update.remote(version) for e in self._engines])
 
-    @staticmethod
-    def _get(refs: list[Any]) -> None:
-        try:
-            ray.get(refs)
-        except RayActorError as error:
-            raise EngineLost(f"a rollout engine died while it received weights: {error}") from error
+    def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
+        self._get("a new adapter", [e.load_adapter.remote(update, weight_version) for e in self._engines])
+
+    def _get(self, what: str, refs: list[Any]) -> None:
+        pending = list(refs)
+        while pending:  # one by one as they end: in a collective the death of one engine keeps the others waiting
+            left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            if not done:
+                raise ReplicaSilent(f"{FLEET} {refs.index(pending[0])} of {len(refs)} does not answer {what}")
+            try:
+                ray.get(done)
+            except RayActorError as error:
+                raise EngineLost(f"a rollout engine died while it received weights: {error}") from error
 
 
 class RolloutFleet:
@@ -129,11 +152,19 @@ class RolloutFleet:
         """Reply log-probs (`RolloutEngine.logprobs`) from the first engine; see `every_logprobs` for all."""
         return self.every_logprobs(sequences)[0]
 
-    def every_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[list[float]]]:
-        """The same question to every engine: the probe must hold for each."""
+    def every_logprobs(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, limit_s: float | None = None
+    ) -> list[list[list[float]]]:
+        """The same question to every engine: the probe must hold for each. ReplicaSilent where one takes over `limit_s`."""
         from rollout.vllm_engine import VllmEngine
 
-        return self._pool.everyone(VllmEngine.logprobs, sequences)
+        return self._pool.everyone(VllmEngine.logprobs, sequences, limit_s=limit_s)
+
+    def kill(self) -> None:
+        """End every engine with all its processes, also one that no longer answers."""
+        from rollout.vllm_engine import VllmEngine
+
+        self._pool.kill(VllmEngine.end)
 
 
 def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, end_ids: tuple[int, ...]) -> EngineSpec:

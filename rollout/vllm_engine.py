@@ -9,7 +9,9 @@ import functools
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import psutil
 
 from rollout.engine_config import EngineSpec
 from rollout.fields import read_labels
@@ -18,6 +20,7 @@ from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 _FINISHES = {"stop": Finish.STOPPED, "length": Finish.TRUNCATED}
@@ -60,6 +63,7 @@ class VllmEngine:
 
         self._spec = spec
         self._requests = 0
+        self._adapter: LoRARequest | None = None  # what replies are drawn with, once an adapter was published
         self._tokenizer = load_tokenizer(spec.model, spec.revision or "")
         os.environ.update(spec.environment)  # vLLM reads its thread binding from the environment of its processes
         self._llm = AsyncLLM.from_engine_args(
@@ -84,6 +88,7 @@ class VllmEngine:
                 weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer),
                 worker_extension_cls="rollout.vllm_weights.WorkerExtension",
                 generation_config="vllm",
+                **_lora_arguments(spec.adapter_rank, spec.adapter_targets),
             )
         )
 
@@ -148,7 +153,7 @@ class VllmEngine:
         for ids, param in zip(inputs, params, strict=True):
             self._requests += 1
             prompt = TokensPrompt(prompt_token_ids=list(ids))
-            queues.append(await self._llm.add_request(str(self._requests), prompt, param))
+            queues.append(await self._llm.add_request(str(self._requests), prompt, param, lora_request=self._adapter))
         await self._llm.resume_generation()
         outputs: list[RequestOutput] = []
         for queue in queues:
@@ -179,8 +184,42 @@ class VllmEngine:
         await self._llm.finish_weight_update(weight_version)
         await self._llm.reset_prefix_cache()
 
+    @ends_with_its_core
+    async def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
+        """Put a LoRA adapter in the place of the former one; as `finish_weight_update`, it holds for all that follows."""
+        from vllm.lora.request import LoRARequest
+
+        from rollout.vllm_weights import ADAPTER_ID
+
+        await self._llm.collective_rpc("receive_adapter", args=(update,))
+        # the workers hold the adapter under its id: the path is asked for by vLLM and never opened
+        self._adapter = LoRARequest("policy", ADAPTER_ID, "/published")
+        await self._llm.update_weight_version(weight_version)
+        await self._llm.reset_prefix_cache()
+
+    async def end(self) -> None:
+        """End this process and vLLM's own, which may have stopped for ever."""
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        os._exit(1)
+
     async def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+def _lora_arguments(rank: int, targets: Sequence[str]) -> dict[str, Any]:
+    """vLLM's arguments for one adapter of `rank` on `targets`; its kernels know certain ranks, of which the next is taken."""
+    if rank == 0:
+        return {}
+    from vllm.config.lora import MaxLoRARanks
+
+    room = min((size for size in get_args(MaxLoRARanks) if size >= rank), default=None)
+    if room is None:
+        raise ValueError(
+            f"model.lora.rank must be at most {max(get_args(MaxLoRARanks))} with publish.what = adapter, is {rank}; lower it, "
+            "or set publish.what = merged"
+        )
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room, "lora_target_modules": list(targets)}
 
 
 def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labels: Mapping[str, str]) -> Rollout:

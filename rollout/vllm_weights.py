@@ -21,12 +21,16 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.model_manager import LoRAModelManager
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rollout.weight_stream import EngineSyncClient, SharedMemoryUpdate, WeightStream, read_shared_memory
 
 SHARED_MEMORY = "shared_memory"
+ADAPTER_ID = 1  # the one adapter of an engine
 
 
 @dataclass
@@ -80,7 +84,35 @@ if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
 
 
 class WorkerExtension:
-    """Names this module to vLLM, so that its workers import it (and so know the backend)."""
+    """Part of vLLM's worker. Naming it makes the workers import this module, and so know the backend."""
+
+    model_runner: Any
+
+    def receive_adapter(self, update: dict[str, Any]) -> None:
+        """Put the LoRA adapter of an `AdapterUpdate` in the place of the former one, in vLLM's own LoRA slots.
+
+        Raises ValueError when a tensor belongs to no module that takes adapters here: vLLM would leave it out in silence.
+        """
+        manager = self.model_runner.lora_manager
+        held: LoRAModelManager = manager._adapter_manager
+        mapper = getattr(held.model, "hf_to_vllm_mapper", None)  # vLLM's models have one or none
+        adapter = LoRAModel.from_lora_tensors(
+            ADAPTER_ID,
+            # a copy: vLLM keeps what it is given, and the next publish reuses the memory
+            {name: tensor.clone() for name, tensor in read_shared_memory(SharedMemoryUpdate(**update["tensors"]))},
+            PEFTHelper(r=update["rank"], lora_alpha=update["alpha"], target_modules=[]),
+            device="cpu",
+            dtype=manager.lora_config.lora_dtype,
+            weights_mapper=mapper.get_rename_mapper() if mapper is not None else None,
+        )
+        held.remove_adapter(ADAPTER_ID)
+        held.add_adapter(adapter)
+        if strays := sorted(set(adapter.loras) - set(held.modules)):
+            raise ValueError(
+                f"publish.what = adapter must name modules that vLLM adapts, names {', '.join(strays[:4])}; "
+                "set publish.what = merged, or other model.lora.targets"
+            )
+        held.activate_adapter(ADAPTER_ID)
 
 
 class StreamSource(WeightSource):

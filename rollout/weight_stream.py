@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -40,6 +41,13 @@ class TensorSpec:
     def bytes(self) -> int:
         """Room it takes in a chunk."""
         return _aligned(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
+
+@dataclass
+class Progress:
+    """What a rank's publish is at, in words: set as it goes, read by another thread when nothing comes back."""
+
+    doing: str = "nothing"
 
 
 class WeightStream(Protocol):
@@ -76,6 +84,14 @@ class EngineSyncClient(SyncClient, Protocol):
         """The same engines; an update that names no version finishes as `version`."""
         ...
 
+    def within(self, seconds: float) -> EngineSyncClient:
+        """The same engines; an answer that is not there `seconds` from now is waited for no longer (ReplicaSilent)."""
+        ...
+
+    def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
+        """Put the adapter of an `AdapterUpdate` in the place of the former; every later token is of `weight_version`."""
+        ...
+
 
 @dataclass(frozen=True)
 class SharedMemoryUpdate:
@@ -89,6 +105,15 @@ class SharedMemoryUpdate:
     only_chunk: bool
 
 
+@dataclass(frozen=True)
+class AdapterUpdate:
+    """A LoRA adapter: its A and B under PEFT's names (`MODULE.lora_A.weight`), its rank and alpha (scaling alpha / rank)."""
+
+    tensors: SharedMemoryUpdate
+    rank: int
+    alpha: float
+
+
 class SharedMemorySender:
     """Sends a stream through anonymous shared memory to engines on the same node.
 
@@ -96,8 +121,9 @@ class SharedMemorySender:
     Tensors are copied as they come (a gathered ZeRO-3 tensor does not outlive its turn), `chunk_bytes` at a time.
     """
 
-    def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES, progress: Progress | None = None) -> None:
         self._chunk_bytes = chunk_bytes
+        self._progress = progress or Progress()
         self._fd = os.memfd_create("attune-weights")
         self._staging = torch.empty(0, dtype=torch.uint8)
 
@@ -106,11 +132,11 @@ class SharedMemorySender:
 
         When an engine fails, the rest of the stream is still iterated, since the other ranks do; then it raises.
         """
-        total = sum(spec.bytes for spec in stream.specs())
-        largest = max((spec.bytes for spec in stream.specs()), default=0)
-        self._reserve(max(min(total, self._chunk_bytes), largest))
-        groups = iter(stream)
-        try:
+        sizes = [spec.bytes for spec in stream.specs()]
+        total = sum(sizes)
+        self._reserve(max(min(total, self._chunk_bytes), max(sizes, default=0)))
+        with _to_the_end(stream) as groups:
+            self._progress.doing = "waiting for the engines to begin"
             if connect:
                 client.init_weight_transfer_engine({})
             client.start_weight_update()
@@ -119,22 +145,42 @@ class SharedMemorySender:
                 for name, tensor in group.tensors:
                     size = tensor.numel() * tensor.element_size()
                     if used + size > self._staging.numel():
-                        client.update_weights(asdict(update))
+                        self._load(client, update)
                         update, used = _empty_update(self._path, only_chunk=False), 0
-                    self._staging[used : used + size].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
-                    update.names.append(name)
-                    update.dtypes.append(str(tensor.dtype).removeprefix("torch."))
-                    update.shapes.append(list(tensor.shape))
-                    update.offsets.append(used)
-                    used += _aligned(size)
+                    used = self._stage(update, name, tensor, used)
             if update.names:  # an empty stream has no memory that an engine could map
-                client.update_weights(asdict(update))
+                self._load(client, update)
+            self._progress.doing = "waiting for the engines to finish"
             client.finish_weight_update(str(version))
-        except BaseException:
-            for _ in groups:
-                pass
-            raise
         return total
+
+    def send_adapter(
+        self, stream: WeightStream, client: EngineSyncClient, version: int, *, rank: int, alpha: float
+    ) -> int:
+        """Publish a LoRA adapter, all at once, as policy `version`; returns the bytes sent. Failures as in `send`."""
+        total = sum(spec.bytes for spec in stream.specs())
+        self._reserve(total)
+        with _to_the_end(stream) as groups:
+            update, used = _empty_update(self._path, only_chunk=True), 0
+            for group in groups:
+                for name, tensor in group.tensors:
+                    used = self._stage(update, name, tensor, used)
+            self._progress.doing = f"waiting for the engines to load {_span(update)}"
+            client.load_adapter(asdict(AdapterUpdate(update, rank, alpha)), str(version))
+        return total
+
+    def _load(self, client: SyncClient, update: SharedMemoryUpdate) -> None:
+        self._progress.doing = f"waiting for the engines to load {_span(update)}"
+        client.update_weights(asdict(update))
+
+    def _stage(self, update: SharedMemoryUpdate, name: str, tensor: Tensor, used: int) -> int:
+        size = tensor.numel() * tensor.element_size()
+        self._staging[used : used + size].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
+        update.names.append(name)
+        update.dtypes.append(str(tensor.dtype).removeprefix("torch."))
+        update.shapes.append(list(tensor.shape))
+        update.offsets.append(used)
+        return used + _aligned(size)
 
     @property
     def _path(self) -> str:
@@ -144,6 +190,22 @@ class SharedMemorySender:
         if size > self._staging.numel():
             os.ftruncate(self._fd, size)
             self._staging = torch.frombuffer(mmap.mmap(self._fd, size), dtype=torch.uint8)
+
+
+@contextmanager
+def _to_the_end(stream: WeightStream) -> Iterator[Iterator[WeightGroup]]:
+    """One pass over `stream` that is made to its end whatever happens to its reader: the other ranks make it too."""
+    groups = iter(stream)
+    try:
+        yield groups
+    except BaseException:
+        for _ in groups:
+            pass
+        raise
+
+
+def _span(update: SharedMemoryUpdate) -> str:
+    return f"{update.names[0]} to {update.names[-1]}" if update.names else "nothing"
 
 
 def _empty_update(path: str, *, only_chunk: bool) -> SharedMemoryUpdate:
