@@ -15,7 +15,7 @@ from cluster.placement import Placement
 
 R = TypeVar("R")
 _SECONDS_TO_DIE = 5.0  # within which Ray tells the death that made a peer's collective fail
-_SECONDS_TO_ANSWER = 3.0  # within which a rank that lives says what it is at
+_SECONDS_TO_ANSWER = 10.0  # within which a rank that lives says what it is at
 _WATCH = "watch"  # the actors' second thread
 
 

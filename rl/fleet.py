@@ -20,7 +20,7 @@ from rl.learner import PpoLearner
 from rollout.fleet import EngineLost, RolloutFleet
 
 FLEET = "learner"
-_SECONDS_TO_TELL = 5.0  # which rank 0 has beyond the limit to say which engine is silent
+_SECONDS_TO_TELL = 15.0  # which rank 0 has beyond the limit to say which engine is silent
 Probe = tuple[tuple[int, ...], tuple[int, ...]]
 
 

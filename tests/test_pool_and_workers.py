@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import Claim, ClusterTooSmall, Placement
-from cluster.pool import Pool, PoolExhausted
-from cluster.workers import WorkerDied, WorkerGroup
+from cluster.pool import Pool, PoolExhausted, ReplicaSilent
+from cluster.workers import WorkerDied, WorkerGroup, WorkersHung
 from rewards.config import RewardsConfig
 from rewards.mixture import Mixture
 from rl.checkpoints import Checkpoints
@@ -233,6 +234,15 @@ class Rank:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
 
+    def stop_or_wait(self, stops: int) -> None:
+        self.word = f"waiting for rank {stops}"
+        if self.rank == stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(600)
+
+    def doing(self) -> str:
+        return self.word
+
     def save(self, folder: Path) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
@@ -305,6 +315,22 @@ def test_a_dead_rank_is_named_whatever_its_peers_say(make_group: MakeGroup) -> N
     group.all(Rank.total, [1.0, 1.0])
     with pytest.raises(WorkerDied, match="learner rank 1 of 2 died"):
         group.all(Rank.total_or_hang_up_and_die, 1)
+
+
+def test_a_call_that_hangs_says_what_each_rank_was_at(make_group: MakeGroup) -> None:
+    """A call that ends within its time answers as any; one that does not raises what each rank said of itself meanwhile,
+    and which one said nothing, because it was stopped. A stopped rank can be killed."""
+    group = make_group(2)
+    assert group.rank0_within(600.0, Rank.doing, Rank.surroundings)["RANK"] == "0"
+    pids = group.pids
+    with pytest.raises(
+        WorkersHung,
+        match=r"learner did not end stop_or_wait within 2 s: rank 0 of 2 was waiting for rank 1; rank 1 of 2 does not answer",
+    ):
+        group.rank0_within(2.0, Rank.doing, Rank.stop_or_wait, 1)
+    group.kill()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=FEW)
+    assert not alive
 
 
 def test_what_building_raises_is_raised_here(make_group: MakeGroup) -> None:
@@ -460,10 +486,15 @@ class Engine:
     def update_weights(self, update_info: Any) -> None:
         if update_info == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if update_info == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         self._told.append(("update", update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._told.append(("finish", weight_version))
+
+    def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
+        self._told.append(("adapter", weight_version))
 
 
 def test_every_engine_is_told_the_same() -> None:
@@ -488,3 +519,19 @@ def test_every_engine_is_told_the_same() -> None:
         ]
     with pytest.raises(EngineLost):
         client.update_weights("die")
+
+
+def test_an_engine_that_does_not_answer_is_named() -> None:
+    """What is not answered within a client's time is a silent engine, named, also for the versions of that client; what is
+    answered in time is no matter."""
+    remote = ray.remote(Engine)
+    engines = [remote.options(num_cpus=0).remote() for _ in range(2)]
+    ray.get([engine.told.remote() for engine in engines])
+    EngineClient(engines, tensor_parallel=1).within(600.0).at(3).start_weight_update()
+    alone = EngineClient(engines[1:], tensor_parallel=1)
+    with pytest.raises(ReplicaSilent, match="rollout engine 0 of 1 does not answer new weights"):
+        alone.within(1.0).at(3).update_weights("stop")
+    with pytest.raises(ReplicaSilent, match="rollout engine 1 of 2 does not answer a new adapter"):
+        EngineClient(engines, tensor_parallel=1).within(2.0).load_adapter({}, "4")
+    for engine in engines:
+        ray.kill(engine)
