@@ -317,16 +317,20 @@ class PpoLearner:
 
     def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
-        answers = []
-        for prompt, reply in sequences:
-            tokens_RW = torch.tensor([[*prompt, *reply]], device=self._zero.device)
-            mask_RV = torch.zeros(1, tokens_RW.shape[1] - 1, dtype=torch.bool, device=self._zero.device)
-            mask_RV[:, len(prompt) - 1 :] = True
-            positions_RW = torch.arange(tokens_RW.shape[1], device=self._zero.device)[None]
-            real_RW = torch.ones_like(tokens_RW, dtype=torch.bool)
+        answers: list[list[float]] = []
+        micro = self._recipe.learner.micro_batch
+        for part in (sequences[start : start + micro] for start in range(0, len(sequences), micro)):
+            lengths_R = torch.tensor([len(prompt) + len(reply) for prompt, reply in part])
+            positions_RW = torch.arange(int(lengths_R.max())).repeat(len(part), 1)
+            real_RW = positions_RW < lengths_R[:, None]
+            tokens_RW = torch.zeros_like(positions_RW)
+            tokens_RW[real_RW] = torch.tensor([token for prompt, reply in part for token in (*prompt, *reply)])
+            firsts_R = torch.tensor([len(prompt) - 1 for prompt, _ in part])
+            mask_RV = (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]
+            rows = (tensor.to(self._zero.device) for tensor in (tokens_RW, positions_RW, real_RW, mask_RV))
             with torch.no_grad():
-                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, real_RW, mask_RV, 1.0))
-            answers.append(stats.logprobs_RV[mask_RV].tolist())
+                logprobs_RV = TokenStats(*self._zero(Role.POLICY, *rows, 1.0)).logprobs_RV.cpu()
+            answers += [logprobs[mask].tolist() for logprobs, mask in zip(logprobs_RV, mask_RV, strict=True)]
         return answers
 
     def save(self, folder: Path) -> dict[str, float]:

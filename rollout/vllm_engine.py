@@ -135,7 +135,8 @@ class VllmEngine:
         from vllm import SamplingParams
 
         params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False) for _ in sequences]
-        outputs = await self._run([[*prompt, *reply] for prompt, reply in sequences], params)
+        # one by one: nothing is sampled, so it does not matter which of them vLLM computes together
+        outputs = await self._run([[*prompt, *reply] for prompt, reply in sequences], params, together=False)
         answers = []
         for (prompt, reply), output in zip(sequences, outputs, strict=True):
             assert output.prompt_logprobs is not None
@@ -144,17 +145,21 @@ class VllmEngine:
         await self._llm.reset_prefix_cache()
         return answers
 
-    async def _run(self, inputs: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+    async def _run(
+        self, inputs: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, together: bool = True
+    ) -> list[RequestOutput]:
         from vllm import TokensPrompt
         from vllm.outputs import RequestOutput
 
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        if together:  # vLLM waits 20 ms each time that it pauses
+            await self._llm.pause_generation(mode="keep", clear_cache=False)
         queues = []
         for ids, param in zip(inputs, params, strict=True):
             self._requests += 1
             prompt = TokensPrompt(prompt_token_ids=list(ids))
             queues.append(await self._llm.add_request(str(self._requests), prompt, param, lora_request=self._adapter))
-        await self._llm.resume_generation()
+        if together:
+            await self._llm.resume_generation()
         outputs: list[RequestOutput] = []
         for queue in queues:
             output = await queue.get()
