@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, TaskCancelledError
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
@@ -23,12 +24,17 @@ class ReplicaSilent(RuntimeError):
     """A replica lives and does not answer within the time that it was given."""
 
 
+class PoolClosed(RuntimeError):
+    """The run that the pool was for has ended."""
+
+
 class Pool:
     """`size` replicas made by `spawn(index)`.
 
     `map` gives share i to replica i and returns the answers in order. A replica that dies is spawned again at its
     place, brought up to date by `revive` (an engine needs the current weights), and asked the same share again: a death
-    changes nothing but time. After `restarts` deaths the pool gives up.
+    changes nothing but time. After `restarts` deaths the pool gives up. Several threads may ask at once: one of them replaces
+    the dead, and each brings them up to date before it asks again.
     """
 
     def __init__(self, fleet: str, size: int, spawn: Callable[[int], ActorHandle[Any]], *, restarts: int = 3) -> None:
@@ -38,6 +44,9 @@ class Pool:
         self.deaths = 0  # replicas replaced so far
         self.revive: Callable[[], None] = lambda: None
         self.replicas: list[ActorHandle[Any]] = [spawn(index) for index in range(size)]
+        self._lock = threading.Lock()  # of the replicas; never held while something is brought up to date
+        self._asked: set[Any] = set()  # references whose answers are awaited
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -53,8 +62,10 @@ class Pool:
         assert len(shares) <= len(self.replicas)
         answers: dict[int, Any] = {}
         while missing := [index for index in range(len(shares)) if index not in answers]:
-            asked = {index: self._ask(index, method, shares[index]) for index in missing}
-            dead = []
+            replicas = list(self.replicas)
+            asked = {index: self._ask(replicas[index], method, shares[index]) for index in missing}
+            self._asked.update(asked.values())
+            dead = {}
             for index, ref in asked.items():
                 try:
                     answers[index] = ray.get(ref, timeout=limit_s)
@@ -62,13 +73,19 @@ class Pool:
                     raise ReplicaSilent(
                         f"{self._fleet} {index} of {len(self.replicas)} does not answer {method.__name__}"
                     ) from error
-                except RayActorError as error:
+                except (RayActorError, TaskCancelledError) as error:
+                    if self._closed:
+                        raise PoolClosed(f"the {self._fleet}s were told to end") from error
+                    if not isinstance(error, RayActorError):
+                        raise
                     if error.actor_init_failed:  # it would fail again
                         cause = str(error).strip().splitlines()[-1].strip()
                         raise PoolExhausted(f"{self._fleet} {index} could not start: {cause}") from error
-                    dead.append(index)
+                    dead[index] = replicas[index]
+                finally:
+                    self._asked.discard(ref)
             if dead:
-                self.replace(*dead)
+                self._replace(dead)
         return [answers[index] for index in range(len(shares))]
 
     def everyone(self, method: Callable[..., Any], *args: Any, limit_s: float | None = None) -> list[Any]:
@@ -77,27 +94,40 @@ class Pool:
 
     def kill(self, end: Callable[..., Any]) -> None:
         """End every replica: by its own method `end` where it still answers, by force where not."""
-        ray.wait([self._ask(i, end, ()) for i in range(len(self))], num_returns=len(self), timeout=_SECONDS_TO_END)
+        asked = [self._ask(replica, end, ()) for replica in self.replicas]
+        ray.wait(asked, num_returns=len(asked), timeout=_SECONDS_TO_END)
         for replica in self.replicas:
             ray.kill(replica)
 
     def replace(self, *indices: int) -> None:
         """Spawn new replicas at `indices` and bring the pool up to date."""
-        if self._restarts_left == 0:
-            raise PoolExhausted(
-                f"{self._fleet} {indices[0]} died and no restart is left ({self.deaths} replaced so far)"
-            )
-        self._restarts_left -= 1  # one per event, however many replicas it takes along
-        for index in indices:
-            self.deaths += 1
-            log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
-            ray.kill(self.replicas[index])
-            self.replicas[index] = self._spawn(index)
-        self.revive()
+        self._replace({index: self.replicas[index] for index in indices})
+
+    def _replace(self, dead: Mapping[int, ActorHandle[Any]]) -> None:
+        with self._lock:
+            still = [index for index, replica in dead.items() if self.replicas[index] is replica]
+            if still and self._restarts_left == 0:
+                raise PoolExhausted(
+                    f"{self._fleet} {still[0]} died and no restart is left ({self.deaths} replaced so far)"
+                )
+            self._restarts_left -= bool(still)  # one per event, however many replicas it takes along
+            for index in still:
+                self.deaths += 1
+                log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
+                ray.kill(self.replicas[index])
+                self.replicas[index] = self._spawn(index)
+        self.revive()  # also where another thread has replaced them: it may not have come so far yet
+
+    def close(self) -> None:
+        """Replace nobody any more, and end what is being waited for in other threads with PoolClosed."""
+        self._closed = True
+        for ref in list(self._asked):
+            ray.cancel(ref)
 
     def replace_all(self) -> None:
         """Spawn every replica anew."""
         self.replace(*range(len(self.replicas)))
 
-    def _ask(self, index: int, method: Callable[..., Any], share: tuple[Any, ...]) -> Any:
-        return getattr(self.replicas[index], method.__name__).remote(*share)
+    @staticmethod
+    def _ask(replica: ActorHandle[Any], method: Callable[..., Any], share: tuple[Any, ...]) -> Any:
+        return getattr(replica, method.__name__).remote(*share)

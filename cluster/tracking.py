@@ -25,11 +25,18 @@ class Tracker(Protocol):
 
 
 class Clock:
-    """Seconds per phase of the current step: `with clock("rollout"): ...`; `lap()` gives them and starts anew."""
+    """Seconds per phase of the current step: `with clock("rollout"): ...`; `lap()` gives them and starts anew.
+
+    `with clock.working("rollout"): ...`, in any thread, says that a fleet works; a fleet may do several things at once, and go
+    on from one lap into the next.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._started = time.perf_counter()
+        self._lock = threading.Lock()
+        self._worked: dict[str, float] = {}  # by fleet, in this lap, up to its last change
+        self._at_work: dict[str, tuple[int, float]] = {}  # how many things it does, and since when
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -43,12 +50,34 @@ class Clock:
         """What `phase` took so far in this lap."""
         return self._seconds[phase]
 
+    @contextmanager
+    def working(self, fleet: str) -> Iterator[None]:
+        """A fleet works."""
+        self._change(fleet, 1)
+        try:
+            yield
+        finally:
+            self._change(fleet, -1)
+
+    def _change(self, fleet: str, by: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            things, since = self._at_work.get(fleet, (0, now))
+            self._worked[fleet] = self._worked.get(fleet, 0.0) + (now - since if things else 0.0)
+            self._at_work[fleet] = things + by, now
+
     def lap(self) -> dict[str, float]:
-        """`time/PHASE_s` of each phase, and `time/step_s` of the whole, since the last lap."""
-        now = time.perf_counter()
-        seconds = {f"time/{phase}_s": s for phase, s in self._seconds.items()} | {"time/step_s": now - self._started}
-        self._seconds, self._started = {}, now
-        return seconds
+        """Since the last lap: `time/PHASE_s` of each phase, `time/step_s` of the whole, and `idle/FLEET_s`, in which a fleet that
+        has ever worked did not."""
+        for fleet in list(self._at_work):
+            self._change(fleet, 0)  # up to now
+        with self._lock:
+            now = time.perf_counter()
+            step_s = now - self._started
+            seconds = {f"time/{phase}_s": s for phase, s in self._seconds.items()} | {"time/step_s": step_s}
+            idle = {f"idle/{fleet}_s": max(step_s - worked, 0.0) for fleet, worked in self._worked.items()}
+            self._seconds, self._started, self._worked = {}, now, dict.fromkeys(self._worked, 0.0)
+        return {**seconds, **idle}
 
 
 class JsonlTracker:

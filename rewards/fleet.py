@@ -49,13 +49,20 @@ class RewardFleet:
         """Actors replaced so far."""
         return self._pool.deaths
 
+    def close(self) -> None:
+        """Give up what is being measured, and replace no actor any more."""
+        self._pool.close()
+
     def ready(self) -> list[int]:
         """Wait until every actor can score; their process ids."""
         return self._pool.everyone(Panel.ready)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, in order (`Reward.score`)."""
-        measured = self.measure(rollouts)
+        return self.settle(rollouts, self.measure(rollouts))
+
+    def settle(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> list[Score]:
+        """The scores of replies that were measured: experts are asked, statistics move on. In the order of the steps."""
         if self._experts is not None:
             opinions = self._experts.judge(rollouts, [measurement.tier for measurement in measured])
             self._experts.keep(rollouts, measured)

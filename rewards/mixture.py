@@ -144,7 +144,15 @@ class LocalReward:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score `rollouts`; see `Reward`."""
-        return self.mixture.combine(self.panel.measure(rollouts))
+        return self.settle(rollouts, self.measure(rollouts))
+
+    def measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
+        """What the panel finds, in order."""
+        return self.panel.measure(rollouts)
+
+    def settle(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> list[Score]:
+        """The scores of replies that were measured; statistics move on."""
+        return self.mixture.combine(measured)
 
     def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
         """As they are: nobody is asked here."""

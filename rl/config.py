@@ -156,6 +156,9 @@ class PpoConfig:
     entropy_coef: float = 0.0
     balance_coef: float = 0.01  # MoE load balancing
     importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
+    importance_mask: tuple[float, float] | None = (
+        None  # tokens whose ratio of learner to engine lies outside do not train the policy; (0.5, 5.0) is IcePop's
+    )
     truncated: Literal["auto", "bootstrap", "score"] = (
         "auto"  # what a reply cut by the budget earns: see `PpoLearner.annotate`; auto: bootstrap where there is a critic
     )
@@ -177,6 +180,11 @@ class PpoConfig:
         for name in ("policy_lr", "critic_lr", "clip_low", "clip_high", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ppo.{name} must be above 0, is {getattr(self, name)}")
+        low, high = self.importance_mask or (0.0, 1.0)
+        if not 0 <= low < 1 <= high:
+            raise ValueError(
+                f"ppo.importance_mask must be two ratios with 0 <= low < 1 <= high, is {low:g} and {high:g}; 0.5 and 5 are usual"
+            )
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"ppo.dual_clip must be above 1, is {self.dual_clip}; 3 is usual, None turns it off")
         if self.truncated == "bootstrap" and not self.has_critic:

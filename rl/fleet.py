@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from ray.exceptions import RayTaskError
@@ -32,8 +34,28 @@ class PublishHung(RuntimeError):
     """A publish took longer than `publish.timeout_s`; the message says which rank or engine was at which tensors."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_at_a_time(
+    method: Callable[Concatenate[LearnerFleet, P], R],
+) -> Callable[Concatenate[LearnerFleet, P], R]:
+    """A thread that wants the learner waits for the other: collectives must reach every rank in one order."""
+
+    @functools.wraps(method)
+    def alone(self: LearnerFleet, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class LearnerFleet:
-    """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with."""
+    """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with.
+
+    The loop asks it, and so does whoever replaces an engine, from another thread: each waits for the other.
+    """
 
     def __init__(
         self,
@@ -49,7 +71,9 @@ class LearnerFleet:
         self._probes = tuple(probes)
         self._failures = failures
         self._version = -1
+        self._moved = False  # updated since the last publish
         self._connected: object = None
+        self.lock = threading.RLock()
         self.tolerance = recipe.publish.limit(recipe.model.dtype)
         self._group = WorkerGroup(
             FLEET,
@@ -64,33 +88,37 @@ class LearnerFleet:
         """Wait until every rank is built; process ids by rank."""
         return self._group.pids
 
+    @one_at_a_time
     def annotate(self, batch: Batch) -> Experience:
         """`PpoLearner.annotate`."""
         return self._group.rank0(PpoLearner.annotate, batch)
 
+    @one_at_a_time
     def update(self, experience: Experience) -> UpdateReport:
         """`PpoLearner.update`; a batch whose loss is not finite is saved for inspection before the error goes on."""
         try:
-            return self._group.rank0(PpoLearner.update, experience)
+            report = self._group.rank0(PpoLearner.update, experience)
         except NonFiniteLoss as error:
             self._failures.mkdir(exist_ok=True)
             path = self._failures / f"version-{self._version:06d}.pt"
             torch.save(vars(experience), path)
             raise NonFiniteLoss(f"{getattr(error, 'cause', error)}; its batch is in {path}") from error
+        self._moved = True
+        return report
 
+    @one_at_a_time
     def publish(self, engine: RolloutFleet) -> dict[str, float]:
         """Give the engines the newest policy and prove that they have it: metrics `publish/*`.
 
         An engine that dies on the way is replaced and all is sent again. Raises PublishMismatch when the probe's gap is
         over the tolerance, naming the tensor group where one can be found; PublishHung when somebody does not answer.
         """
-        self._version += 1
+        self._version, self._moved = self._version + 1, False
         try:
-            metrics = self._send(engine)
+            metrics = self._send(engine, self._version)
         except RayTaskError as error:
             if not isinstance(error.cause, EngineLost):
                 raise
-            self._connected = None
             engine.restart()  # brings the new engines up to date by `republish`
             metrics = {}
         gap = self.gap(engine)
@@ -98,12 +126,14 @@ class LearnerFleet:
             raise PublishMismatch(self.explain(engine, gap, self.tolerance))
         return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": self.tolerance}
 
+    @one_at_a_time
     def republish(self, engine: RolloutFleet) -> None:
-        """Send the current version again, to engines that were replaced."""
+        """Send the learner's weights to engines that were replaced: the version that was published last or, after an update, the
+        one that is published next."""
         if self._version >= 0:
-            self._connected = None
-            self._send(engine)
+            self._send(engine, self._version + self._moved)
 
+    @one_at_a_time
     def log_probs(self, sequences: Sequence[Probe]) -> list[list[float]]:
         """The policy's log-probs of reply tokens (`PpoLearner.probe`)."""
         return self._group.rank0(PpoLearner.probe, sequences)
@@ -129,22 +159,24 @@ class LearnerFleet:
         gaps = [abs(a - b) if a == a and b == b else float("inf") for a, b in pairs] or [0.0]
         return max(gaps) if self._recipe.model.dtype == "float32" else sum(gaps) / len(gaps)
 
+    @one_at_a_time
     def save(self, folder: Path) -> dict[str, Any]:
         """`PpoLearner.save`; the state to hand back to `restore`."""
         return {**self._group.rank0(PpoLearner.save, folder), "version": self._version}
 
+    @one_at_a_time
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """`PpoLearner.restore`; the next publish repeats the version that was current."""
         self._group.all(PpoLearner.restore, folder, state)
         self._version = int(state["version"]) - 1
 
-    def _send(self, engine: RolloutFleet) -> dict[str, float]:
+    def _send(self, engine: RolloutFleet, version: int) -> dict[str, float]:
         client = engine.client()
-        connect = self._connected is not engine
+        connect = self._connected != client.engines
         limit_s = self._recipe.publish.timeout_s
         try:
             metrics = self._group.rank0_within(
-                limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, self._version, connect
+                limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, version, connect
             )
         except WorkersHung as error:
             raise self._hung(engine, error) from error
@@ -152,7 +184,7 @@ class LearnerFleet:
             if not isinstance(error.cause, ReplicaSilent):
                 raise
             raise self._hung(engine, error.cause) from error
-        self._connected = engine
+        self._connected = client.engines
         return metrics
 
     def _hung(self, engine: RolloutFleet, error: Exception) -> PublishHung:

@@ -29,6 +29,7 @@ from rl.endings import NonFiniteLoss
 from rl.losses import (
     ValueLoss,
     entropy_bonus,
+    importance_mask,
     importance_weights,
     load_balancing_loss,
     policy_loss,
@@ -101,14 +102,17 @@ class PpoLearner:
             counts_LE = zero.all_reduce(counts_LE)
         logprobs_BT, reference_BT, values_BS = found_B3S[:, 0, :-1], found_B3S[:, 1, :-1], found_B3S[:, 2]
         advantages_BT, values_BT, returns_BT = self._advantages(batch, logprobs_BT, reference_BT, values_BS)
+        sampled_BT, mask_BT = batch.sampled_logprobs_BT, batch.mask_BT
+        weights_BT = importance_weights(logprobs_BT, sampled_BT, mask_BT, cap=ppo.importance_cap)
+        if ppo.importance_mask is not None:
+            low, high = ppo.importance_mask
+            weights_BT = weights_BT * importance_mask(logprobs_BT, sampled_BT, mask_BT, low=low, high=high)
         experience = Experience(
             **vars(batch),
             logprobs_BT=logprobs_BT.contiguous(),
             reference_logprobs_BT=reference_BT.contiguous(),
             values_BT=values_BT,
-            weights_BT=importance_weights(
-                logprobs_BT, batch.sampled_logprobs_BT, batch.mask_BT, cap=ppo.importance_cap
-            ),
+            weights_BT=weights_BT,
             advantages_BT=advantages_BT,
             returns_BT=returns_BT,
             token_share_LE=counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1),
@@ -285,6 +289,7 @@ class PpoLearner:
             "kl/coef": self._kl.coef,
             "rollout/logprob_gap": float(gap_BT.abs().max()),
             "rollout/importance_weight": float(experience.weights_BT[mask_BT].mean()),
+            "rollout/importance_masked": float((experience.weights_BT[mask_BT] == 0).float().mean()),
         }
         if not self._recipe.ppo.has_critic:
             return described

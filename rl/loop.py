@@ -9,7 +9,9 @@ from typing import Protocol, TypeVar
 
 from cluster.tracking import Clock, Tracker
 from rewards.mixture import describe as describe_scores
-from rewards.types import Reward, Score, ScoredRollout
+from rewards.panel import Measurement
+from rewards.types import Score, ScoredRollout
+from rl.ahead import LEARNER, ROLLOUT, Ahead, Measures, lag_metrics
 from rl.batch import Batch, Experience, UpdateReport, collate
 from rl.checkpoints import Checkpoints, SavesLearner, Stateful
 from rollout.prompts import PromptStream
@@ -41,8 +43,12 @@ class Evaluation(Protocol[EngineT]):
         ...
 
 
-class StepReward(Reward, Stateful, Protocol):
+class StepReward(Measures, Stateful, Protocol):
     """A reward with running statistics, and people who may answer late."""
+
+    def settle(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> list[Score]:
+        """One score per rollout, in order, from what `measure` said of them. Called once a step, in the order of the steps."""
+        ...
 
     def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
         """The step's batch: as it is, or with replies of earlier steps that have been judged since in the place of others."""
@@ -67,46 +73,61 @@ def train(
     record: Callable[[int, Sequence[ScoredRollout]], None],
     clock: Clock,
     evaluation: Evaluation[AnyEngine] | None = None,
+    max_lag: int = 0,
+    in_flight: bool = False,
 ) -> None:
     """Train for `steps` steps, from the newest checkpoint when there is one.
 
     `sampling.seed` is the run's; every step derives its own. `record` keeps each step's rollouts; `trackers` opens the
-    trackers, told the first step. A step's row holds what `evaluation` says of the policy that sampled it, the last row what
-    it says of the policy that the run ends with.
+    trackers, told the first step. A step's row holds what `evaluation` says of the policy that it trains, the last row what
+    it says of the policy that the run ends with. Replies are asked for up to `max_lag` updates ahead, and engines take new
+    weights between two batches, or `in_flight` (`rl.ahead`).
     """
 
     def evaluated(version: int) -> Mapping[str, float]:
         if evaluation is None or not evaluation.due(version):
             return {}
-        with clock("evaluate"):
+        with clock("rollout"):
+            ahead.drain()  # nobody else asks the engines meanwhile
+        with clock("evaluate"), clock.working(ROLLOUT):
             return evaluation.evaluate(version, engine)
 
-    first_step = checkpoints.restore(learner, prompts=prompts, reward=reward)
-    tracker = trackers(first_step)
-    published = learner.publish(engine)
-    clock.lap()
-    for step in range(first_step, steps):
+    def publish() -> Mapping[str, float]:
         with clock("rollout"):
-            rollouts = engine.generate(prompts.draw(prompts_per_step), step_sampling(sampling, step))
-        with clock("reward"):
-            scored = reward.revise(attach(rollouts, reward.score(rollouts)))
-        found = evaluated(step)  # behind the step's own replies: the publish below clears the engines' caches of it
-        with clock("annotate"):
-            experience = learner.annotate(collate(scored))
-        with clock("update"):
-            report = learner.update(experience)
-        lag = {"lag/steps": float(lag_steps([item.rollout for item in scored], step)), **reward.metrics()}
-        with clock("publish"):
-            published = learner.publish(engine)
-        if step + 1 == steps:
-            found = {**found, **evaluated(steps)}
-        record(step, scored)
-        metrics = describe(scored)
-        tracker.log(step, {**metrics, **report.metrics, **published, **lag, **found, **clock.lap()})
-        checkpoints.note(metrics["reward/mean"], red_flag_rates(metrics))
-        if checkpoints.due(step):
-            with clock("save"):
-                checkpoints.save(step, learner, prompts=prompts, reward=reward)
+            ahead.before_publish()
+        with clock("publish"), clock.working(LEARNER), clock.working(ROLLOUT):
+            return learner.publish(engine)
+
+    with Ahead(
+        prompts, engine, reward, per_step=prompts_per_step, sampling=lambda step: step_sampling(sampling, step),
+        steps=steps, max_lag=max_lag, in_flight=in_flight, clock=clock,
+    ) as ahead:  # fmt: skip
+        first_step = checkpoints.restore(learner, prompts=ahead, reward=reward)
+        tracker = trackers(first_step)
+        publish()
+        clock.lap()
+        for step in range(first_step, steps):
+            with clock("rollout"):
+                rollouts = ahead.take(step)
+            with clock("reward"):
+                scores = reward.settle(rollouts, ahead.measured(step))
+                scored = reward.revise(attach(rollouts, scores))
+            found = evaluated(step)  # behind the step's own replies: the publish below clears the engines' caches of it
+            with clock("annotate"), clock.working(LEARNER):
+                experience = learner.annotate(collate(scored))
+            with clock("update"), clock.working(LEARNER):
+                report = learner.update(experience)
+            said = {**lag_metrics([item.rollout for item in scored], step), **reward.metrics()}
+            published = publish()
+            if step + 1 == steps:
+                found = {**found, **evaluated(steps)}
+            record(step, scored)
+            metrics = describe(scored)
+            tracker.log(step, {**metrics, **report.metrics, **published, **said, **found, **clock.lap()})
+            checkpoints.note(metrics["reward/mean"], red_flag_rates(metrics))
+            if checkpoints.due(step):
+                with clock("save"), clock.working(LEARNER):
+                    checkpoints.save(step, learner, prompts=ahead, reward=reward)
     tracker.close()
 
 
@@ -118,11 +139,6 @@ def step_sampling(sampling: Sampling, step: int) -> Sampling:
 def attach(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[ScoredRollout]:
     """Pair each rollout with its score."""
     return [ScoredRollout(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
-
-
-def lag_steps(rollouts: Sequence[Rollout], current: int) -> int:
-    """Steps between the policy that is about to be updated and the oldest that sampled a token."""
-    return current - min(span.version for rollout in rollouts for span in rollout.versions)
 
 
 def red_flag_rates(metrics: Mapping[str, float]) -> dict[str, float]:

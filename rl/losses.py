@@ -121,6 +121,16 @@ def importance_weights(
     return torch.where(mask_BT, log_ratio_BT.exp().clamp_max(cap), 0)
 
 
+def importance_mask(
+    learner_logprobs_BT: Tensor, sampled_logprobs_BT: Tensor, mask_BT: Tensor, *, low: float, high: float
+) -> Tensor:
+    """The sampled tokens whose ratio exp(learner - sampled) lies in [low, high]: the others, too far from the policy that
+    sampled them, do not train it (IcePop; Ling Team 2025, arXiv:2510.18855). Bool, False off the mask.
+    """
+    ratio_BT = torch.where(mask_BT, learner_logprobs_BT - sampled_logprobs_BT, 0).exp()
+    return mask_BT & (ratio_BT >= low) & (ratio_BT <= high)
+
+
 def entropy_bonus(entropy_BT: Tensor, mask_BT: Tensor, *, tokens: float) -> Tensor:
     """Mean entropy of the policy over sampled tokens, nats."""
     return torch.where(mask_BT, entropy_BT, 0).sum() / tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -132,8 +132,7 @@ class Job:
 
     def train(self) -> None:
         """Run the loop."""
-        recipe, checkpoint = self.recipe, self.recipe.checkpoint
-        drawn = recipe.sampling
+        recipe, drawn = self.recipe, self.recipe.sampling
         sampling = Sampling(drawn.n, drawn.max_tokens, drawn.temperature, recipe.seed)
 
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
@@ -141,6 +140,14 @@ class Job:
             write_status(self.directory, RunState.RUNNING, step + 1)
             self.reward.used(step, scored)
 
+        try:
+            self._train(sampling, record)
+        finally:
+            self.engine.close()
+            self.reward.close()
+
+    def _train(self, sampling: Sampling, record: Callable[[int, Sequence[ScoredRollout]], None]) -> None:
+        recipe, checkpoint = self.recipe, self.recipe.checkpoint
         train(
             steps=recipe.steps,
             prompts_per_step=recipe.prompts.per_step,
@@ -168,6 +175,8 @@ class Job:
             record=record,
             clock=Clock(),
             evaluation=self.evaluator(sampling),
+            max_lag=recipe.rollout.max_lag,
+            in_flight=recipe.rollout.in_flight,
         )
 
     def evaluator(self, sampling: Sampling) -> Evaluator | None:

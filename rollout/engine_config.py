@@ -29,10 +29,19 @@ class RolloutConfig:
     eager: bool = False  # True: no compilation and no CUDA graphs
     weight_transfer: WeightTransfer = "auto"  # auto: shared_memory on CPU, nccl on CUDA
     restarts: int = 3  # how many dead engines a run replaces before it gives up
+    max_lag: int = (
+        0  # updates that the policy of a reply may be behind the one that it trains; 0: each step waits for its replies
+    )
+    in_flight: bool = False  # engines take new weights in the middle of their replies, not between two batches
 
     def __post_init__(self) -> None:
         require_at_least(1, "rollout.", self, "engines", "tensor_parallel", "max_model_len", "max_concurrent")
-        require_at_least(0, "rollout.", self, "restarts")
+        require_at_least(0, "rollout.", self, "restarts", "max_lag")
+        if self.in_flight and not self.max_lag:
+            raise ValueError(
+                "rollout.in_flight needs rollout.max_lag of at least 1, is true with 0: nothing is in flight at a publish; set "
+                "rollout.max_lag = 1, or rollout.in_flight = false"
+            )
         if not 0 < self.memory_utilization <= 1:
             raise ValueError(f"rollout.memory_utilization must lie in (0, 1], is {self.memory_utilization}")
 

@@ -47,6 +47,11 @@ class EngineClient:
         return EngineClient(self._engines, self._tensor_parallel, self._version, time.monotonic() + seconds)
 
     @property
+    def engines(self) -> tuple[ActorHandle[Any], ...]:
+        """Who they are: one that was replaced is another."""
+        return tuple(self._engines)
+
+    @property
     def workers(self) -> int:
         """Workers of all engines: the receivers of an NCCL publish."""
         return len(self._engines) * self._tensor_parallel
@@ -120,6 +125,10 @@ class RolloutFleet:
     def restart(self) -> None:
         """Replace every engine: one that was in the middle of an update is of no use any more."""
         self._pool.replace_all()
+
+    def close(self) -> None:
+        """Give up what is being generated, and replace no engine any more."""
+        self._pool.close()
 
     def client(self) -> EngineClient:
         """The control plane of the engines that live now."""

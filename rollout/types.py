@@ -100,7 +100,8 @@ class Rollout:
 
     `response_ids [T]` are the sampled tokens, the end-of-turn token included when the policy emitted it;
     `sampled_logprobs [T]` their log-probs in nats as sampled; `versions` cover [0, T) without gaps. `labels` are those that
-    the policy wrote before its reply, where it was taught to (`rollout.fields`); `text` is without them.
+    the policy wrote before its reply, where it was taught to (`rollout.fields`); `text` is without them. `step` is the training
+    step that takes it, -1 outside a training.
     """
 
     prompt: Prompt
@@ -111,6 +112,7 @@ class Rollout:
     text: str
     finish: Finish
     labels: Mapping[str, str] = field(default_factory=dict)
+    step: int = -1
 
     @property
     def id(self) -> str:

@@ -5,6 +5,7 @@ vLLM is imported where it is used: the driver names this class, and saves the te
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import os
@@ -64,6 +65,10 @@ class VllmEngine:
         self._spec = spec
         self._requests = 0
         self._adapter: LoRARequest | None = None  # what replies are drawn with, once an adapter was published
+        self._calls = 0  # of `_run` that are under way
+        # held while requests are queued and while weights arrive: both pause the scheduler, and end with its resumption
+        self._gate = asyncio.Lock()
+        self._stale_prefixes = False  # replies under way held on to what older weights computed
         self._tokenizer = load_tokenizer(spec.model, spec.revision or "")
         os.environ.update(spec.environment)  # vLLM reads its thread binding from the environment of its processes
         self._llm = AsyncLLM.from_engine_args(
@@ -142,7 +147,7 @@ class VllmEngine:
             assert output.prompt_logprobs is not None
             entries = output.prompt_logprobs[len(prompt) :]
             answers.append([entry[token].logprob for entry, token in zip(entries, reply, strict=True) if entry])
-        await self._llm.reset_prefix_cache()
+        await self._forget_prefixes()
         return answers
 
     async def _run(
@@ -151,20 +156,27 @@ class VllmEngine:
         from vllm import TokensPrompt
         from vllm.outputs import RequestOutput
 
-        if together:  # vLLM waits 20 ms each time that it pauses
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
         queues = []
-        for ids, param in zip(inputs, params, strict=True):
-            self._requests += 1
-            prompt = TokensPrompt(prompt_token_ids=list(ids))
-            queues.append(await self._llm.add_request(str(self._requests), prompt, param, lora_request=self._adapter))
-        if together:
-            await self._llm.resume_generation()
+        async with self._gate:
+            if together:  # vLLM waits 20 ms each time that it pauses
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+            if self._stale_prefixes:
+                await self._forget_prefixes()
+            for ids, param in zip(inputs, params, strict=True):
+                self._requests += 1
+                prompt, number = TokensPrompt(prompt_token_ids=list(ids)), str(self._requests)
+                queues.append(await self._llm.add_request(number, prompt, param, lora_request=self._adapter))
+            if together:
+                await self._llm.resume_generation()
+            self._calls += 1
         outputs: list[RequestOutput] = []
-        for queue in queues:
-            output = await queue.get()
-            assert isinstance(output, RequestOutput) and output.finished
-            outputs.append(output)
+        try:
+            for queue in queues:
+                output = await queue.get()
+                assert isinstance(output, RequestOutput) and output.finished
+                outputs.append(output)
+        finally:
+            self._calls -= 1
         return outputs
 
     @ends_with_its_core
@@ -175,6 +187,10 @@ class VllmEngine:
 
     @ends_with_its_core
     async def start_weight_update(self) -> None:
+        """Replies under way stop where they are until the update is finished."""
+        await self._gate.acquire()
+        if self._calls:
+            await self._llm.pause_generation(mode="keep", clear_cache=False)
         await self._llm.start_weight_update()
 
     @ends_with_its_core
@@ -185,9 +201,15 @@ class VllmEngine:
 
     @ends_with_its_core
     async def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Every token sampled from now on is of `weight_version`; nothing computed under older weights is reused."""
+        """Every token sampled from now on is of `weight_version`; nothing computed under older weights is reused, but for the
+        attention keys and values of replies that are under way, which go on from what they have."""
         await self._llm.finish_weight_update(weight_version)
-        await self._llm.reset_prefix_cache()
+        await self._forget_prefixes()
+        await self._llm.resume_generation()
+        self._gate.release()
+
+    async def _forget_prefixes(self) -> None:
+        self._stale_prefixes = not await self._llm.reset_prefix_cache()
 
     @ends_with_its_core
     async def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
@@ -196,11 +218,15 @@ class VllmEngine:
 
         from rollout.vllm_weights import ADAPTER_ID
 
-        await self._llm.collective_rpc("receive_adapter", args=(update,))
-        # the workers hold the adapter under its id: the path is asked for by vLLM and never opened
-        self._adapter = LoRARequest("policy", ADAPTER_ID, "/published")
-        await self._llm.update_weight_version(weight_version)
-        await self._llm.reset_prefix_cache()
+        async with self._gate:
+            if self._calls:
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+            await self._llm.collective_rpc("receive_adapter", args=(update,))
+            # the workers hold the adapter under its id: the path is asked for by vLLM and never opened
+            self._adapter = LoRARequest("policy", ADAPTER_ID, "/published")
+            await self._llm.update_weight_version(weight_version)
+            await self._forget_prefixes()
+            await self._llm.resume_generation()
 
     async def end(self) -> None:
         """End this process and vLLM's own, which may have stopped for ever."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewards.types import Reward, Score, ScoredRollout
+from rewards.panel import Measurement
+from rewards.types import Score, ScoredRollout
 from rl.batch import Batch, Experience, split
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
 
@@ -77,9 +78,10 @@ class CheckedReward:
 
     def __init__(self, journal: list[str], inner: Any) -> None:
         self.journal, self._inner = journal, inner
+        self._measured: list[tuple[Sequence[Rollout], Sequence[Measurement]]] = []  # and not settled yet
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """The inner reward's scores."""
+    def measure(self, rollouts: Sequence[Rollout]) -> Sequence[Measurement]:
+        """What the inner reward finds."""
         assert rollouts
         groups = [prompt for prompt, _ in groupby(rollout.prompt.id for rollout in rollouts)]
         assert len(groups) == len(set(groups)), "siblings arrive together"
@@ -89,9 +91,16 @@ class CheckedReward:
             assert covered == list(range(len(rollout.response_ids))), "versions cover the reply without gaps"
             assert len(rollout.sampled_logprobs) == len(rollout.response_ids) > 0
             assert rollout.finish is not Finish.ABORTED
+        measured: Sequence[Measurement] = self._inner.measure(rollouts)
+        self._measured.append((rollouts, measured))
+        return measured
+
+    def settle(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> list[Score]:
+        """The inner reward's scores, of the replies that were measured first."""
+        first, found = self._measured.pop(0)
+        assert [r.id for r in rollouts] == [r.id for r in first] and measured is found
         self.journal.append("score")
-        reward: Reward = self._inner
-        return reward.score(rollouts)
+        return list(self._inner.settle(rollouts, measured))
 
     def revise(self, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
         """The inner reward's batch: as many replies as there were."""

@@ -31,4 +31,5 @@ def learner_of(
         return LearnerFleet(recipe, placement, probes, failures)
     rebuild(former._group, PpoLearner, recipe)
     former._recipe, former._version, former._connected, former._failures = recipe, -1, None, failures
+    former._moved = False
     return former

@@ -153,7 +153,7 @@ def test_killed_twice_and_resumed_twice_is_as_undisturbed(model: Path, undisturb
 
 
 def _repeats(name: str) -> bool:
-    return not name.startswith(("time/", "learner/peak", "publish/seconds"))
+    return not name.startswith(("time/", "idle/", "learner/peak", "publish/seconds"))
 
 
 def test_the_run_directory_holds_what_the_readme_says(undisturbed: Path) -> None:

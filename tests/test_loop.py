@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cluster.tracking import METRICS_FILE, Clock, JsonlTracker, read_metrics
 from rewards.config import EmotionConfig, RewardsConfig, SimilarityConfig
 from rewards.mixture import LocalReward, Mixture
-from rewards.panel import Panel
+from rewards.panel import Measurement, Panel
 from rewards.safety import Flag, Tier
 from rewards.types import Score, ScoredRollout
 from rl.batch import Experience, UpdateReport
@@ -110,7 +110,7 @@ class Run:
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith(("time/", "idle/"))} for row in rows]
 
 
 @pytest.fixture
@@ -239,7 +239,8 @@ def test_each_step_reports_its_own_numbers(undisturbed: Run) -> None:
             *(f"tier/{tier}/share" for tier in Tier),
             *(f"tier/{tier}/gated" for tier in {s.score.tier for s in scored}),
             *("rollout/replies", "rollout/tokens", "rollout/length", "rollout/truncated"),
-            *("policy/loss", "policy/kl", "publish/logprob_gap", "publish/bytes", "publish/seconds", "lag/steps"),
+            *("policy/loss", "policy/kl", "publish/logprob_gap", "publish/bytes", "publish/seconds"),
+            *("lag/steps", "lag/mean", "lag/stale", "idle/rollout_s", "idle/learner_s", "idle/reward_s"),
             *(f"time/{phase}_s" for phase in phases | saved),
         }
         assert all(math.isfinite(value) for value in row.values())
@@ -281,8 +282,8 @@ def test_the_best_checkpoint_is_that_of_the_best_steps(undisturbed: Run) -> None
 class Flagging(LocalReward):
     """Finds a red flag in the first reply of every step."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        first, *others = super().score(rollouts)
+    def settle(self, rollouts: Sequence[Rollout], measured: Sequence[Measurement]) -> list[Score]:
+        first, *others = super().settle(rollouts, measured)
         return [replace(first, flags=("dosage",)), *others]
 
 

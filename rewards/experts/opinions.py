@@ -44,8 +44,8 @@ def answer_of(rollout: Rollout) -> Answer:
 
 
 def step_of(rollout: Rollout) -> int:
-    """The policy version that finished the reply: at no lag, the step."""
-    return rollout.versions[-1].version
+    """The step that takes the reply; outside a training, the policy version that finished it."""
+    return rollout.step if rollout.step >= 0 else rollout.versions[-1].version
 
 
 def key_of(rollout: Rollout) -> str:

@@ -1,0 +1,313 @@
+"""Asynchrony with a bound: what is asked when, how old a token may be, what a resumed run repeats, and how a run ends.
+
+The loop, the prompt stream, the reward and checkpoints are the real ones; engine and learner are fakes that hold the loop to
+their contracts while several threads call them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.tracking import Clock
+from rewards.types import ScoredRollout
+from rl.ahead import lag_metrics
+from rl.checkpoints import Checkpoints
+from rl.endings import NonFiniteLoss
+from rl.loop import train
+from rollout.engine_config import RolloutConfig
+from rollout.types import Prompt, Rollout, Sampling, VersionSpan
+from tests.fakes import CheckedReward, FakeEngine, FakeLearner
+from tests.test_loop import PER_STEP, SAMPLING, Killed, MortalLearner, Run, prompts, reward, timeless
+
+STEPS = 6
+
+
+class SlowEngine(FakeEngine):
+    """Takes the given seconds for its batches, one after another. Weights that come in the middle are refused unless `in_flight`;
+    then the first half of every reply is of the version before."""
+
+    def __init__(self, journal: list[str], seconds: Sequence[float] = (0.0,), *, in_flight: bool = False) -> None:
+        super().__init__(journal)
+        self._seconds, self._in_flight = itertools.cycle(seconds), in_flight
+        self._busy = threading.Lock()
+        self.fails_at: dict[int, BaseException] = {}  # by call
+        self.hold = threading.Event()  # a batch waits for it
+        self.hold.set()
+
+    def receive(self, version: int) -> None:
+        assert self._in_flight or not self._busy.locked(), "weights arrive between batches"
+        super().receive(version)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        assert self._busy.acquire(blocking=False), "one batch at a time"
+        try:
+            began = self.version
+            before = super().generate(prompts, sampling)
+            time.sleep(next(self._seconds))
+            self.hold.wait()
+            if error := self.fails_at.get(len(self.asked) - 1):
+                raise error
+            if self.version == began:
+                return before
+            return [self._cut(rollout, began) for rollout in before]
+        finally:
+            self._busy.release()
+
+    def _cut(self, rollout: Rollout, began: int) -> Rollout:
+        length = len(rollout.response_ids)
+        spans = (VersionSpan(began, 0, length // 2), VersionSpan(self.version, length // 2, length))
+        return replace(rollout, versions=tuple(span for span in spans if span.start < span.stop))
+
+
+class LaggedRun(Run):
+    """A run of tests/test_loop.py whose batches are asked for ahead."""
+
+    def __init__(
+        self, directory: Path, *, max_lag: int, in_flight: bool = False, seconds: Sequence[float] = (0.0,),
+        updates: Sequence[float] = (0.0,), steps: int = STEPS, every: int = 2,
+    ) -> None:  # fmt: skip
+        super().__init__(directory, steps=steps, every=every)
+        self.directory.mkdir(exist_ok=True)
+        self.engine = SlowEngine(self.journal, seconds, in_flight=in_flight)
+        self.learner = SlowLearner(self.journal, updates)
+        self._lag = {"max_lag": max_lag, "in_flight": in_flight}
+
+    def go(self) -> LaggedRun:
+        train(
+            steps=self.steps, prompts_per_step=PER_STEP, sampling=SAMPLING, prompts=prompts(), engine=self.engine,
+            reward=CheckedReward(self.journal, reward()), learner=self.learner,
+            checkpoints=Checkpoints(self.directory / "checkpoints", every=self.every, keep=2, steps=self.steps),
+            trackers=self.trackers, record=self.record, clock=Clock(), **self._lag,
+        )  # fmt: skip
+        return self
+
+    @property
+    def versions(self) -> list[set[int]]:
+        """Of each step's tokens."""
+        return [{v.version for s in scored for v in s.rollout.versions} for _, scored in sorted(self.recorded.items())]
+
+
+class SlowLearner(FakeLearner):
+    """Takes the given seconds for its updates."""
+
+    def __init__(self, journal: list[str], seconds: Sequence[float]) -> None:
+        super().__init__(journal)
+        self._seconds = itertools.cycle(seconds)
+
+    def update(self, experience: Any) -> Any:
+        time.sleep(next(self._seconds))
+        return super().update(experience)
+
+
+def untimed(recorded: dict[int, list[ScoredRollout]]) -> dict[int, list[ScoredRollout]]:
+    return {step: list(scored) for step, scored in sorted(recorded.items())}
+
+
+delays = st.lists(st.sampled_from([0.0, 0.001, 0.004]), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lag=st.integers(1, 3), in_flight=st.booleans(), seconds=delays, updates=delays)
+def test_no_token_is_older_than_the_bound(
+    lag: int, in_flight: bool, seconds: list[float], updates: list[float]
+) -> None:
+    """Whatever takes how long, between batches or in flight: every step gets the prompts and the seed of its own that lag 0
+    gives it, each asked once, n replies each, none of whose tokens is more than `max_lag` updates old."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = LaggedRun(Path(folder), max_lag=lag, in_flight=in_flight, seconds=seconds, updates=updates).go()
+        plain = LaggedRun(Path(folder) / "plain", max_lag=0).go()
+    assert run.engine.asked == plain.engine.asked
+    for step, scored in run.recorded.items():
+        assert [s.rollout.id for s in scored] == [s.rollout.id for s in plain.recorded[step]]
+        assert {s.rollout.step for s in scored} == {step}
+        assert all(0 <= step - v.version <= lag for s in scored for v in s.rollout.versions)
+    if not in_flight:
+        assert run.versions == [{max(step - lag, 0)} for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_between_batches_a_run_repeats_whatever_takes_how_long(lag: int, tmp_path: Path) -> None:
+    """A slow engine and a slow learner give the same replies, scores, metrics and weights."""
+    slow = LaggedRun(tmp_path / "engine", max_lag=lag, seconds=[0.01, 0.0]).go()
+    other = LaggedRun(tmp_path / "learner", max_lag=lag, updates=[0.0, 0.01]).go()
+    assert untimed(slow.recorded) == untimed(other.recorded)
+    assert timeless(slow.rows) == timeless(other.rows) and slow.learner.weight == other.learner.weight
+
+
+def test_the_next_batch_is_generated_while_the_learner_updates(tmp_path: Path) -> None:
+    """With lag 1 the update of step k begins before the replies of step k + 1 are there, and the publish waits for them."""
+    run = LaggedRun(tmp_path, max_lag=1, steps=2)
+    run.engine = engine = SlowEngine(run.journal)
+
+    class Releases(FakeLearner):
+        def update(self, experience: Any) -> Any:
+            while len(engine.asked) < 2:  # both batches; a loop that waited would never come here
+                time.sleep(0.001)
+            report = super().update(experience)
+            engine.hold.set()
+            return report
+
+        def annotate(self, batch: Any) -> Any:
+            engine.hold.clear()
+            return super().annotate(batch)
+
+    class Late(SlowEngine):
+        def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+            if self.asked:
+                annotating.wait()
+            return super().generate(prompts, sampling)
+
+    annotating = threading.Event()
+    run.engine = engine = Late(run.journal)
+    run.learner = Releases(run.journal)
+    original = run.learner.annotate
+
+    def annotate(batch: Any) -> Any:
+        experience = original(batch)
+        annotating.set()
+        return experience
+
+    run.learner.annotate = annotate  # type: ignore[method-assign]
+    run.go()
+    events = [e for e in run.journal if e in ("generate", "annotate", "update") or e.startswith("publish")]
+    assert events == [
+        *("publish 0", "generate", "annotate", "generate", "update", "publish 1"),
+        *("annotate", "update", "publish 2"),
+    ]
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 5])
+def test_a_resumed_run_repeats_the_undisturbed_one(lag: int, killed_at: int, tmp_path: Path) -> None:
+    """Between batches, k steps + restore + (N - k) steps give the replies, scores, metrics and weights of N steps; the replies
+    that were there for later steps when the checkpoint was saved are not asked again."""
+    undisturbed = LaggedRun(tmp_path / "undisturbed", max_lag=lag).go()
+    first = LaggedRun(tmp_path / "run", max_lag=lag)
+    first.learner = MortalLearner(first.journal, killed_at, Killed())
+    with pytest.raises(Killed):
+        first.go()
+    second = LaggedRun(tmp_path / "run", max_lag=lag).go()
+    assert second.first_step == killed_at // 2 * 2
+    assert untimed(first.recorded | second.recorded) == untimed(undisturbed.recorded)
+    assert timeless(second.rows) == timeless(undisturbed.rows)
+    assert second.learner.weight == undisturbed.learner.weight
+    kept = lag if second.first_step else 0
+    assert second.engine.asked == undisturbed.engine.asked[second.first_step + kept :]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 1), (1, 2)])
+def test_a_run_goes_on_at_another_lag(before: int, after: int, tmp_path: Path) -> None:
+    """The same prompts in the same steps, none lost, none twice; replies that would be too old are asked again."""
+    plain = LaggedRun(tmp_path / "plain", max_lag=0).go()
+    first = LaggedRun(tmp_path / "run", max_lag=before)
+    first.learner = MortalLearner(first.journal, 4, Killed())
+    with pytest.raises(Killed):
+        first.go()
+    second = LaggedRun(tmp_path / "run", max_lag=after).go()
+    assert second.first_step == 4
+    for step, scored in second.recorded.items():
+        assert [s.rollout.id for s in scored] == [s.rollout.id for s in plain.recorded[step]]
+        assert all(0 <= step - v.version <= after for s in scored for v in s.rollout.versions)
+
+
+def test_at_no_lag_a_checkpoint_is_what_it_was(tmp_path: Path) -> None:
+    """The prompts' part of a checkpoint at lag 0 is the stream's own state; at any lag that part of it is the same."""
+    states = []
+    for lag in (0, 2):
+        run = LaggedRun(tmp_path / str(lag), max_lag=lag, steps=3, every=2).go()
+        import json
+
+        states.append(json.loads((run.directory / "checkpoints" / "step-000002" / "state.json").read_text())["prompts"])
+    stream = prompts()
+    for _ in range(2):
+        stream.draw(PER_STEP)
+    assert states[0] == json.loads(json.dumps(stream.state_dict()))
+    assert {name: part for name, part in states[1].items() if name in states[0]} == states[0]
+
+
+def test_an_error_in_the_background_is_raised_when_its_step_is_taken(tmp_path: Path) -> None:
+    """As it was; the step before is trained, recorded and logged, and nothing more is asked."""
+    run = LaggedRun(tmp_path, max_lag=1)
+    run.engine.fails_at = {2: RuntimeError("no engine is left")}
+    with pytest.raises(RuntimeError, match="no engine is left"):
+        run.go()
+    assert [row["step"] for row in run.rows] == [0, 1]
+    asked = len(run.engine.asked)
+    time.sleep(0.05)
+    assert len(run.engine.asked) == asked <= 4
+
+
+@pytest.mark.parametrize("error", [NonFiniteLoss("not finite"), KeyboardInterrupt()])
+def test_a_run_that_ends_early_waits_for_no_reply(error: BaseException, tmp_path: Path) -> None:
+    """A loss that is not finite, or Ctrl-C, with a batch in flight that never comes: the error is raised at once, and nothing
+    is asked afterwards."""
+    run = LaggedRun(tmp_path, max_lag=2)
+    engine = run.engine
+
+    class Ends(FakeLearner):
+        def update(self, experience: Any) -> Any:
+            raise error
+
+        def annotate(self, batch: Any) -> Any:
+            engine.hold.clear()
+            return super().annotate(batch)
+
+    run.engine._seconds = itertools.chain([0.0], itertools.repeat(0.05))
+    run.learner = Ends(run.journal)
+    with pytest.raises(type(error)):
+        run.go()
+    assert run.rows == []
+    asked = len(engine.asked)
+    engine.hold.set()
+    time.sleep(0.2)
+    assert len(engine.asked) <= max(asked, 2)
+
+
+def test_staleness_is_counted_by_token() -> None:
+    """Four replies' tokens of versions 5, 4 and 3 under version 5: the oldest, the mean and the share that is behind."""
+    rollout = Rollout(Prompt("p", (1,), ()), 0, (1,) * 4, (0.0,) * 4, (), "", "stopped")  # type: ignore[arg-type]
+    one = replace(rollout, versions=(VersionSpan(3, 0, 1), VersionSpan(5, 1, 4)))
+    other = replace(rollout, versions=(VersionSpan(4, 0, 4),))
+    assert lag_metrics([one, other], 5) == {"lag/steps": 2.0, "lag/mean": (2 + 4) / 8, "lag/stale": 5 / 8}
+
+
+def test_idle_is_the_time_in_which_a_fleet_does_nothing() -> None:
+    """In any thread, over the end of a lap, and once for two things at a time."""
+    clock, go = Clock(), threading.Event()
+
+    def work() -> None:
+        with clock.working("rollout"):
+            go.wait()
+
+    with clock.working("learner"), clock.working("learner"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.05)
+    time.sleep(0.05)
+    first = clock.lap()
+    assert first["idle/rollout_s"] < 0.04 < first["idle/learner_s"] < 0.09 < first["time/step_s"]
+    time.sleep(0.05)
+    go.set()
+    thread.join()
+    second = clock.lap()
+    assert second["idle/rollout_s"] < 0.04 < second["idle/learner_s"] == second["time/step_s"]
+    assert clock.lap()["idle/rollout_s"] == pytest.approx(0, abs=0.04)
+
+
+def test_weights_in_flight_need_a_lag() -> None:
+    """The error names both settings."""
+    with pytest.raises(ValueError, match=r"rollout.in_flight needs rollout.max_lag of at least 1.*set rollout.max_lag = 1"):
+        RolloutConfig(in_flight=True)
+    with pytest.raises(ValueError, match="rollout.max_lag must be at least 0"):
+        RolloutConfig(max_lag=-1)
