@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from cluster.tracking import Clock
@@ -193,7 +193,8 @@ def lag_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
 
 def _written(rollout: Rollout) -> dict[str, Any]:
     """A rollout without its prompt, which the stream draws again."""
-    return {name: value for name, value in asdict(replace(rollout, prompt=_NOBODY)).items() if name != "prompt"}
+    row = {name: value for name, value in vars(rollout).items() if name != "prompt"}
+    return {**row, "versions": [vars(span) for span in rollout.versions]}
 
 
 def _read(prompt: Prompt, row: Mapping[str, Any]) -> Rollout:
@@ -208,6 +209,3 @@ def _read(prompt: Prompt, row: Mapping[str, Any]) -> Rollout:
         labels=row["labels"],
         step=row["step"],
     )
-
-
-_NOBODY = Prompt("", (), ())

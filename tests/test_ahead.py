@@ -81,25 +81,40 @@ class SlowEngine(FakeEngine):
         return replace(rollout, versions=tuple(span for span in spans if span.start < span.stop))
 
 
+class Looks:
+    """An evaluation of every second policy: which version the engine holds, by the version that it is asked to look at."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, set[int]] = {}
+
+    def due(self, version: int) -> bool:
+        return version % 2 == 0
+
+    def evaluate(self, version: int, engine: FakeEngine) -> dict[str, float]:
+        rollouts = engine.generate([Prompt("valid/0", (1, 2), ())], replace(SAMPLING, seed=0))
+        self.held[version] = {span.version for rollout in rollouts for span in rollout.versions}
+        return {"heldout/step": float(version)}
+
+
 class LaggedRun(Run):
     """A run of tests/test_loop.py whose batches are asked for ahead."""
 
     def __init__(
         self, directory: Path, *, max_lag: int, in_flight: bool = False, seconds: Sequence[float] = (0.0,),
-        updates: Sequence[float] = (0.0,), steps: int = STEPS, every: int = 2,
+        updates: Sequence[float] = (0.0,), steps: int = STEPS, every: int = 2, evaluation: Looks | None = None,
     ) -> None:  # fmt: skip
         super().__init__(directory, steps=steps, every=every)
         self.directory.mkdir(exist_ok=True)
         self.engine = SlowEngine(self.journal, seconds, in_flight=in_flight)
         self.learner = SlowLearner(self.journal, updates)
-        self._lag = {"max_lag": max_lag, "in_flight": in_flight}
+        self._lag, self.evaluation = {"max_lag": max_lag, "in_flight": in_flight}, evaluation
 
     def go(self) -> LaggedRun:
         train(
             steps=self.steps, prompts_per_step=PER_STEP, sampling=SAMPLING, prompts=prompts(), engine=self.engine,
             reward=CheckedReward(self.journal, LocalReward(PANEL, Mixture(REWARDS))), learner=self.learner,
             checkpoints=Checkpoints(self.directory / "checkpoints", every=self.every, keep=2, steps=self.steps),
-            trackers=self.trackers, record=self.record, clock=Clock(), **self._lag,
+            trackers=self.trackers, record=self.record, clock=Clock(), evaluation=self.evaluation, **self._lag,
         )  # fmt: skip
         return self
 
@@ -212,6 +227,17 @@ def test_a_run_goes_on_at_another_lag(before: int, after: int, tmp_path: Path) -
     for step, scored in second.recorded.items():
         assert [s.rollout.id for s in scored] == [s.rollout.id for s in plain.recorded[step]]
         assert all(0 <= step - v.version <= after for s in scored for v in s.rollout.versions)
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_an_evaluation_sees_exactly_the_policy_that_it_names(in_flight: bool, tmp_path: Path) -> None:
+    """With batches ahead it waits for the one in flight: the engine is asked one thing at a time and holds the stated version.
+    Between batches the training is the same with and without."""
+    looks = Looks()
+    run = LaggedRun(tmp_path / "a", max_lag=2, in_flight=in_flight, seconds=[0.005], evaluation=looks).go()
+    assert looks.held == {version: {version} for version in range(0, STEPS + 1, 2)}
+    if not in_flight:
+        assert run.recorded == LaggedRun(tmp_path / "b", max_lag=2).go().recorded
 
 
 def test_at_no_lag_a_checkpoint_is_what_it_was(tmp_path: Path) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 import torch
 
 from cluster.placement import Placement, connect
+from cluster.tracking import Clock
 from rewards.types import Score
-from rl.batch import collate
+from rl.batch import Batch, Experience, collate
+from rl.checkpoints import Checkpoints
 from rl.fleet import PublishMismatch
-from rl.loop import attach, describe, step_sampling
+from rl.loop import attach, describe, step_sampling, train
 from rl.ppo import Job, claims
 from rollout.corpora import load
 from rollout.types import Finish, Rollout, Sampling
@@ -35,7 +40,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     recipe = quick_recipe(
         save_tiny(folder / "model"), folder / "runs", rollout__engines=2, rollout__cpus=0.25, learner__cpus=0.25,
         rewards__crisis__classifier=True, rewards__cpus=0.25,
-        rollout__restarts=4, ppo__policy_lr=3e-3, ppo__critic_lr=3e-3, ppo__kl_coef=0.0,
+        rollout__restarts=8, ppo__policy_lr=3e-3, ppo__critic_lr=3e-3, ppo__kl_coef=0.0,
         ppo__kl_target=None, rewards__similarity__weight=0.5,
         prompts__per_step=8, sampling__n=4, learner__micro_batch=16, ppo__truncated="score",
         ppo__clip_high=1.0,
@@ -200,6 +205,76 @@ def test_the_reward_rises_on_a_task_with_a_known_optimum(job: Job) -> None:
         assert job.learner.publish(job.engine)["publish/logprob_gap"] < 1e-4
     assert sum(means[:2]) / 2 < 0.7, means
     assert sum(means[-3:]) / 3 > 0.9, means
+
+
+def test_replies_in_flight_go_on_under_new_weights(job: Job) -> None:
+    """A publish in the middle of a batch, of replies with seeds of their own: what was sampled before it is what an undisturbed
+    call gives, what follows is of the next version, the probe holds at once, and the next call is of that version alone."""
+    prompts, long = job.prompts.draw(16), replace(LONG, n=8)
+    usual = time.perf_counter()
+    undisturbed = job.engine.generate(prompts, long)
+    usual = time.perf_counter() - usual
+    scored = attach(undisturbed[:32], [Score(k / 32) for k in range(32)])
+    old = undisturbed[0].versions[0].version
+    for share in (0.5, 0.3, 0.15, 0.7):
+        job.learner.update(job.learner.annotate(collate(scored)))
+        with ThreadPoolExecutor(1) as threads:
+            replies = threads.submit(job.engine.generate, prompts, long)
+            time.sleep(share * usual)
+            assert job.learner.publish(job.engine)["publish/logprob_gap"] < 1e-5
+        spans = [reply.versions for reply in replies.result()]
+        if any(len(versions) > 1 for versions in spans):
+            break
+        undisturbed, old = job.engine.generate(prompts, long), old + 1  # too early or too late: once more
+    cut = [(a, b) for a, b in zip(replies.result(), undisturbed, strict=True) if len(a.versions) > 1]
+    assert cut and all([v.version for v in a.versions] == [old, old + 1] for a, _ in cut)
+    for reply, before in cut:
+        stop = reply.versions[0].stop
+        assert (reply.versions[0].start, reply.versions[1].start) == (0, stop)
+        assert reply.versions[1].stop == len(reply.response_ids) == len(reply.sampled_logprobs)
+        assert reply.response_ids[:stop] == before.response_ids[:stop]
+        assert reply.sampled_logprobs[:stop] == pytest.approx(before.sampled_logprobs[:stop], abs=1e-5)
+    after = job.engine.generate(prompts, replace(long, n=2))
+    assert {v.version for reply in after for v in reply.versions} == {old + 1}
+    experience = job.learner.annotate(collate(attach(after, [Score(0.5)] * 32)))
+    gap = (experience.logprobs_BT - experience.sampled_logprobs_BT)[experience.mask_BT].abs().max()
+    assert float(gap) < 1e-5
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_an_engine_killed_while_the_learner_is_busy_is_replaced(job: Job, tmp_path: Path, in_flight: bool) -> None:
+    """Lag 1, kill -9 of an engine while it generates the next batch and the learner annotates: the run goes on, every publish
+    is proved, no token is more than one update old."""
+    job.learner._version = -1  # the loop counts from 0
+    deaths, [pid, _] = job.engine.deaths, job.engine.ready()
+    rows, kept = list[Mapping[str, float]](), list[Rollout]()
+
+    class Rows:
+        def log(self, step: int, metrics: Mapping[str, float]) -> None:
+            rows.append(metrics)
+
+        def close(self) -> None: ...
+
+    class Kills:
+        """The learner, at whose second batch an engine dies."""
+
+        def annotate(self, batch: Batch) -> Experience:
+            if len(rows) == 1:
+                os.kill(pid, signal.SIGKILL)
+            return job.learner.annotate(batch)
+
+        update, publish, save, restore = job.learner.update, job.learner.publish, job.learner.save, job.learner.restore
+
+    train(
+        steps=4, prompts_per_step=8, sampling=replace(LONG, n=4), prompts=job.prompts, engine=job.engine, reward=job.reward,
+        learner=Kills(), checkpoints=Checkpoints(tmp_path, every=sys.maxsize, keep=1, steps=sys.maxsize),
+        trackers=lambda first_step: Rows(), record=lambda step, scored: kept.extend(item.rollout for item in scored),
+        clock=Clock(), max_lag=1, in_flight=in_flight,
+    )  # fmt: skip
+    assert job.engine.deaths > deaths
+    assert [row["publish/logprob_gap"] < 1e-5 for row in rows] == [True] * 4
+    assert len(kept) == 4 * 32 and all(0 <= r.step - v.version <= 1 for r in kept for v in r.versions)
+    assert rows[3]["lag/steps"] <= 1 and rows[0]["lag/steps"] == 0
 
 
 def test_a_publish_to_an_engine_that_is_dead_replaces_it(job: Job) -> None:

@@ -16,6 +16,7 @@ from rl.losses import (
     PolicyLoss,
     ValueLoss,
     entropy_bonus,
+    importance_mask,
     importance_weights,
     load_balancing_loss,
     policy_loss,
@@ -296,6 +297,35 @@ def test_importance_weights_correct_the_sampler(words: int, seed: int) -> None:
     learner_BT, sampler_BT = numbers.like(mask_BT).log_softmax(-1), numbers.like(mask_BT).log_softmax(-1)
     f_BT, weights_BT = numbers.like(mask_BT), importance_weights(learner_BT, sampler_BT, mask_BT, cap=1e9)
     same((sampler_BT.exp() * weights_BT * f_BT).sum(), (learner_BT.exp() * f_BT).sum())
+
+
+def test_importance_mask_by_hand() -> None:
+    """Of ratios .4, .5, 1, 5 and 6 within [.5, 5] the three in the middle train, bounds included; a client's token does not."""
+    sampler_BT, mask_BT = f64([-1, -1, -1, -2, -2, -1]), torch.tensor([[True] * 5 + [False]])
+    learner_BT = sampler_BT + f64([0.4, 0.5, 1, 5, 6, 1]).log()
+    kept_BT = importance_mask(learner_BT, sampler_BT, mask_BT, low=0.5 - 1e-12, high=5 + 1e-12)
+    assert kept_BT.tolist() == [[False, True, True, True, False, False]]
+
+
+@EXAMPLES
+@given(masks(), SEEDS)
+def test_masked_tokens_do_not_train(mask_BT: Tensor, seed: int) -> None:
+    """With the mask on the weights, the gradient of the policy's loss is 0 exactly on tokens outside of the range, and what it is
+    without the mask on the others, also where log-probs are infinitely far apart."""
+    numbers = Numbers(seed)
+    old_BT, sampler_BT, advantages_BT = (numbers.like(mask_BT) for _ in range(3))
+    sampler_BT[0, 0] = -math.inf
+    kept_BT = importance_mask(old_BT, sampler_BT, mask_BT, low=0.5, high=2.0)
+    gradients = []
+    for weights_BT in (torch.ones_like(old_BT), torch.ones_like(old_BT) * kept_BT):
+        logprobs_BT = old_BT.clone().requires_grad_()
+        policy_loss(
+            logprobs_BT, old_BT, advantages_BT, mask_BT, weights_BT, tokens=7, clip_low=0.2, clip_high=0.2
+        ).loss.backward()
+        assert logprobs_BT.grad is not None
+        gradients.append(logprobs_BT.grad)
+    identical(gradients[1], torch.where(kept_BT, gradients[0], 0))
+    assert not kept_BT[0, 0] and not (kept_BT & ~mask_BT).any()
 
 
 def test_entropy_bonus_by_hand() -> None:
