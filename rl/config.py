@@ -42,6 +42,8 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    # stacks of experts, each of which gets an adapter of `rank`; of Mixtral: experts.gate_up_proj experts.down_proj
+    target_parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least(1, "model.lora.", self, "rank")

@@ -184,7 +184,11 @@ def _router_stats(router_logits: tuple[Tensor, ...], real_RW: Tensor, model: Pre
 
 
 def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
-    """PEFT's form of `lora` for `model`. Raises ValueError when no target is in it."""
+    """PEFT's form of `lora` for `model`. Raises ValueError when no module is a target, or a parameter is not in it.
+
+    A stack of experts W [E, O, I] gets an adapter per expert, W_e + (alpha / rank) * B_e A_e. PEFT adds it to the weights
+    before they multiply: without gradient checkpointing every layer's sum is kept for the backward pass, whole on each rank.
+    """
     from peft import LoraConfig as PeftLoraConfig
     from transformers.pytorch_utils import Conv1D
 
@@ -194,10 +198,18 @@ def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:
         raise ValueError(
             f"model.lora.targets {list(lora.targets)} match no module of {type(model).__name__}; it has {', '.join(leaves)}"
         )
+    named = {name.replace(".base_layer", "") for name, _ in model.named_parameters()}  # as before the first adapter
+    stacks = {".".join(name.split(".")[-2:]) for name in named if not name.endswith((".weight", ".bias"))}
+    if unknown := [name for name in lora.target_parameters if name not in stacks]:
+        raise ValueError(
+            f"model.lora.target_parameters must name stacks of experts, {unknown} are none of {type(model).__name__}; it has "
+            f"{', '.join(sorted(stacks)) or 'none: leave the setting empty'}"
+        )
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=list(lora.targets),
+        target_parameters=list(lora.target_parameters) or None,
         lora_dropout=0.0,
         fan_in_fan_out=isinstance(matching[0], Conv1D),
     )

@@ -14,6 +14,7 @@ import torch.distributed
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -169,11 +170,11 @@ class PolicyStream:
         for name, tensor in tensors.items():
             if _ADAPTER.search(name):
                 continue
-            if ".base_layer." in name:
-                module, _, leaf = name.partition(".base_layer.")
-                name = f"{module}.{leaf}"
+            module, _, leaf = name.rpartition(".")
+            while module.endswith(".base_layer"):  # twice where two stacks of the same experts are adapted
+                module = module.removesuffix(".base_layer")
                 tensor = _merge(tensor, leaf, self._adapted[module], tensors, module)
-            merged[name] = tensor
+            merged[f"{module}.{leaf}"] = tensor
         published = list(revert_weight_conversion(self._policy, merged).items())
         if self._ties_head:  # on CPU vLLM packs a tied head by itself and would keep the old one
             head = self._policy.get_input_embeddings().weight
@@ -199,7 +200,8 @@ class AdapterStream(PolicyStream):
 
 
 def _merge(tensor: Tensor, leaf: str, layer: BaseTunerLayer, tensors: Mapping[str, Tensor], module: str) -> Tensor:
-    """The `leaf` (weight or bias) of an adapted layer with the policy's adapter in it: what PEFT's own merge would give."""
+    """The `leaf` of an adapted layer with the policy's adapter in it, where it adapts this leaf (a weight, a bias, a stack of
+    experts): what PEFT's own merge would give."""
     role = Role.POLICY.value
     transposed = isinstance(layer.get_base_layer(), Conv1D)
     if isinstance(layer, IA3Layer):
@@ -208,9 +210,14 @@ def _merge(tensor: Tensor, leaf: str, layer: BaseTunerLayer, tensors: Mapping[st
             return tensor if layer.is_feedforward else (tensor.float() * scale.flatten()).to(tensor.dtype)
         return (tensor.float() * (scale.T if transposed else scale)).to(tensor.dtype)
     assert isinstance(layer, LoraLayer)
-    if leaf == "bias":
+    if leaf != (layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"):
         return tensor
     a_RI, b_OR = tensors[f"{module}.lora_A.{role}.weight"], tensors[f"{module}.lora_B.{role}.weight"]
+    if isinstance(layer, ParamWrapper):  # the experts' ranks: blocks of A's rows, but interleaved in B's columns
+        experts = layer.num_experts
+        a_ERI, b_EOR = a_RI.unflatten(0, (experts, -1)), b_OR.unflatten(1, (-1, experts)).permute(2, 0, 1)
+        pairs = zip(tensor, b_EOR, a_ERI, strict=True)  # one by one: a stack in float32 is several gigabytes
+        return torch.stack([(w + (b.float() @ a.float()) * layer.scaling[role]).to(w.dtype) for w, b, a in pairs])
     delta_OI = (b_OR.float() @ a_RI.float()) * layer.scaling[role]
     return (tensor.float() + (delta_OI.T if transposed else delta_OI)).to(tensor.dtype)
 

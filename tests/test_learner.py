@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -20,7 +21,7 @@ from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET, LearnerFleet
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
 from tests.ranks import learner_of
-from tests.tiny import TARGETS, quick_recipe, save_tiny
+from tests.tiny import EXPERTS, TARGETS, quick_recipe, save_tiny
 
 pytestmark = pytest.mark.slow
 PROBES = [(tuple(range(10, 30)), tuple(range(40, 60))), (tuple(range(300, 340)), tuple(range(7, 20)))]
@@ -76,6 +77,12 @@ def trained(
     for _ in range(updates - 1):
         fleet.update(fleet.annotate(batch))
     return dict(first), fleet.log_probs(PROBES)
+
+
+def lora_recipe(model: Path, runs: Path, experts: tuple[str, ...], **knobs: Any) -> PpoRecipe:
+    """Adapters on attention, and on `experts`."""
+    return quick_recipe(model, runs, model__tuning="lora", model__lora__targets=TARGETS["mixtral"],
+                        model__lora__target_parameters=experts, **knobs)  # fmt: skip
 
 
 def close(one: list[list[float]], other: list[list[float]], tolerance: float) -> None:
@@ -221,9 +228,10 @@ def test_wider_padding_changes_nothing(model: Path, tmp_path: Path) -> None:
     assert plain[1] == with_pads[1]
 
 
-def test_the_reference_never_moves(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("experts", "stage"), [((), 2), (EXPERTS, 3)], ids=["attention", "attention and experts"])
+def test_the_reference_never_moves(model: Path, tmp_path: Path, experts: tuple[str, ...], stage: int) -> None:
     """LoRA: after updates, log-probs under adapters off are bit for bit those before them, and the policy has moved."""
-    recipe = quick_recipe(model, tmp_path, model__tuning="lora", model__lora__targets=TARGETS["mixtral"])
+    recipe = lora_recipe(model, tmp_path, experts, learner__zero_stage=stage)
     fleet = fleet_of(recipe, tmp_path)
     before = fleet.annotate(some_batch())
     fleet.update(before)
@@ -244,6 +252,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_batch(m
     assert fleet.log_probs(PROBES) == before
     [saved] = (tmp_path / "diverged").iterdir()
     assert torch.equal(torch.load(saved)["tokens_BS"], batch.tokens_BS)
+
+
+def test_adapters_of_experts_do_not_depend_on_how_states_are_cut(model: Path, tmp_path: Path) -> None:
+    """Two PPO steps of adapters on attention and experts give the same policy on one rank and, with ZeRO-2 and ZeRO-3 (there
+    with gradient checkpointing), on two, to rounding."""
+    shared: dict[str, Any] = {"ppo__minibatches": 1, "ppo__policy_lr": 1e-2, "ppo__critic_lr": 1e-2}
+    ways = ((1, 0, False), (2, 2, False), (2, 3, True))
+    told = [
+        trained(lora_recipe(model, tmp_path, EXPERTS, learner__ranks=ranks, learner__zero_stage=stage,
+                            model__gradient_checkpointing=checkpointing, **shared), some_batch(), tmp_path)
+        for ranks, stage, checkpointing in ways
+    ]  # fmt: skip
+    (whole, logprobs), *others = told
+    for metrics, other_logprobs in others:
+        for name in ("policy/loss", "value/loss", "policy/grad_norm", "policy/kl"):
+            assert metrics[name] == pytest.approx(whole[name], rel=2e-4, abs=2e-5), name
+        close(other_logprobs, logprobs, 1e-4)
 
 
 def test_unknown_lora_targets_are_named(model: Path, tmp_path: Path) -> None:

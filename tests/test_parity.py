@@ -20,7 +20,7 @@ from rollout.fleet import RolloutFleet
 from rollout.types import Prompt, Sampling
 from tests.ranks import learner_of
 from tests.test_learner import some_batch
-from tests.tiny import TARGETS, quick_recipe, save_tiny
+from tests.tiny import EXPERTS, TARGETS, quick_recipe, save_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -35,19 +35,22 @@ def cluster() -> Iterator[None]:
 
 
 def recipes(model: Path, shape: Shape, runs: Path) -> Iterator[PpoRecipe]:
-    """LoRA first: it needs the engine's untouched base."""
-    for tuning in ("lora", "full"):
+    """LoRA first: it needs the engine's untouched base, and each later one must change what those before it changed."""
+    kinds = [("lora", ()), *([("lora", EXPERTS)] if shape == "mixtral" else []), ("full", ())]
+    for tuning, experts in kinds:
         for stage in (2, 3):
             yield quick_recipe(
-                model, runs, model__tuning=tuning, model__lora__targets=TARGETS[shape], learner__zero_stage=stage,
-                ppo__policy_lr=1e-2, learner__cpus=0.2, rollout__cpus=0.2, rewards__cpus=0.1,
+                model, runs, model__tuning=tuning, model__lora__targets=TARGETS[shape],
+                model__lora__target_parameters=experts, learner__zero_stage=stage, ppo__policy_lr=1e-2,
+                learner__cpus=0.2, rollout__cpus=0.2, rewards__cpus=0.1,
             )  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", ["mixtral", "mistral", "gpt2"])
 def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
-    """After two updates (full and LoRA, ZeRO-2 and ZeRO-3) a publish leaves a gap under 1e-5 nats in float32, the policy
-    has moved by far more, and the exported policy gives the same log-probs in transformers, from its own folder."""
+    """After two updates (full, LoRA, and of Mixtral LoRA on experts too; ZeRO-2 and ZeRO-3) a publish leaves a gap under
+    1e-5 nats in float32, the policy has moved by far more, and the exported policy gives the same log-probs in
+    transformers, from its own folder."""
     model = save_tiny(tmp_path / "model", shape)
     first = next(recipes(model, shape, tmp_path))
     placement = Placement(claims(first))
@@ -56,7 +59,8 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
     gaps, learner = {}, None
     try:
         for recipe in recipes(model, shape, tmp_path):
-            key = f"{recipe.model.tuning}-zero{recipe.learner.zero_stage}"
+            experts = "-experts" * bool(recipe.model.lora.target_parameters)
+            key = f"{recipe.model.tuning}{experts}-zero{recipe.learner.zero_stage}"
             learner = learner_of(recipe, learner, placement, PROBES, tmp_path / "failed")
             start = learner.log_probs(PROBES)
             for seed in range(2):

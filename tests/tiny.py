@@ -17,6 +17,7 @@ from rollout.tokenizer import train_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "rl" / "recipes"
 TARGETS = {"gpt2": ("c_attn",), "mistral": ("q_proj", "v_proj"), "mixtral": ("q_proj", "v_proj")}
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")  # of Mixtral
 
 
 def save_tiny(folder: Path, shape: Shape = "mixtral", *, seed: int = 0) -> Path:
