@@ -1,7 +1,7 @@
 """From scored rollouts to tensors and back.
 
 Axes: B rows (replies), S tokens of prompt + reply, T = S - 1 positions, position t predicting token t + 1. Rows are
-right-padded, so that a causal model needs no attention mask.
+right-padded, so that a causal model needs no attention mask. L MoE layers, k experts of each token.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rewards.types import ScoredRollout
+from rl.router_replay import FREE
 from rollout.types import Finish
 
 
@@ -28,6 +29,7 @@ class Batch:
     score_B: Tensor
     unfinished_B: Tensor  # bool: the token budget cut the reply short, and nothing in it was flagged so far
     group_B: Tensor  # int64: replies to one prompt have one number
+    experts_BSLk: Tensor  # int16, the engine's choice or router_replay.FREE; [B, S, 0, 0] where engines do not say it
 
     @property
     def rows(self) -> int:
@@ -67,11 +69,17 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     tokens_BS = torch.zeros(len(scored), width, dtype=torch.int64)
     mask_BT = torch.zeros(len(scored), width - 1, dtype=torch.bool)
     logprobs_BT = torch.zeros(len(scored), width - 1)
+    choices = next((s.rollout.routing.shape[1:] for s in scored if s.rollout.routing.experts), (0, 0))
+    experts_BSLk = torch.full((len(scored), width, *choices), FREE, dtype=torch.int16)
     versions_BT = torch.zeros(len(scored), width - 1, dtype=torch.int64)
     for row, (item, sequence) in enumerate(zip(scored, sequences, strict=True)):
         rollout = item.rollout
         start, stop = len(rollout.prompt.token_ids) - 1, len(sequence) - 1
         tokens_BS[row, : len(sequence)] = torch.tensor(sequence)
+        if rollout.routing.experts:
+            assert rollout.routing.shape == (stop, *choices), (rollout.routing.shape, stop, choices)
+            chosen = torch.frombuffer(bytearray(rollout.routing.experts), dtype=torch.int16)
+            experts_BSLk[row, :stop] = chosen.view(rollout.routing.shape)
         if item.score.dropped:
             continue
         mask_BT[row, start:stop] = True
@@ -90,6 +98,7 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
             [s.rollout.finish is Finish.TRUNCATED and not s.score.flags and not s.score.dropped for s in scored]
         ),
         group_B=torch.tensor([numbers[item.rollout.prompt.id] for item in scored]),
+        experts_BSLk=experts_BSLk,
     )
 
 

@@ -37,6 +37,8 @@ def check_input(recipe: PpoRecipe, corpus: Corpus) -> None:
             f"rewards.emotion_label needs a model that writes the emotion before its reply, model.path {recipe.model.path!r} was "
             "not taught to; fine-tune it with fields.emotion = predicted, or set rewards.emotion_label.weight = 0"
         )
+    if recipe.rollout.router_replay:
+        _check_routers(recipe.model)
     limit, least = recipe.prompts.max_context_tokens, recipe.prompts.min_reference_words
     chat = Chat(tokenizer, system=recipe.prompts.system)
     fixed = fixed_prompts(recipe.prompts.fixed, chat, max_tokens=limit)
@@ -129,6 +131,20 @@ def check_tuning(model: SftModelConfig) -> None:
     config = AutoConfig.from_pretrained(model.path, revision=model.revision or None)
     with torch.device("meta"):
         TunedPolicy(model, lambda: AutoModelForCausalLM.from_config(config))
+
+
+def _check_routers(model: PretrainedConfig) -> None:
+    """Router replay needs routers, and knows those of one kind of model."""
+    from transformers import AutoConfig
+
+    kind = model.tiny.shape
+    if model.path:
+        kind = AutoConfig.from_pretrained(model.path, revision=model.revision or None).model_type
+    if kind != "mixtral":
+        raise ValueError(
+            f"rollout.router_replay must be false for a model without Mixtral's routers, model.path {model.path!r} is a {kind}; "
+            "set rollout.router_replay = false"
+        )
 
 
 def _check_lessons(tiny: TinyConfig, corpus: Corpus, chat: Chat) -> None:

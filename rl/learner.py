@@ -264,7 +264,8 @@ class PpoLearner:
         return values_RW
 
     def _ask(self, role: Role, part: MicroBatch, temperature: float) -> Any:
-        return self._zero(role, part.tokens_RW, part.positions_RW, part.real_RW, part.mask_RV, temperature)
+        rows = part.tokens_RW, part.positions_RW, part.real_RW, part.mask_RV
+        return self._zero(role, *rows, temperature, part.experts_RWLk)
 
     def _permutation(self, rows: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + self._updates)

@@ -1,7 +1,7 @@
 """How replies go through the model: a row each or packed end to end, in micro-batches balanced over ranks.
 
 Axes: B replies of a batch, S their tokens, T = S - 1 positions (position t predicts token t + 1); R rows of a micro-batch,
-W tokens of a row, V = W - 1 positions.
+W tokens of a row, V = W - 1 positions; L MoE layers, k experts of a token.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl.batch import Batch
+from rl.router_replay import FREE
 from rl.sequences import pack
 
 Row = tuple[int, ...]  # the replies of one row, by their place in the batch
@@ -33,6 +34,7 @@ class MicroBatch:
     place_RW: Tensor
     real_RW: Tensor
     mask_RV: Tensor  # where the next token was sampled: never between two replies
+    experts_RWLk: Tensor  # what the batch says of the engine's routing, FREE on pads
 
     def place(self, x_BT: Tensor) -> Tensor:
         """Values of the batch's positions at this micro-batch's; 0 on pads and behind the last token of a reply."""
@@ -76,6 +78,7 @@ def lay_out(batch: Batch, rows: Sequence[Row], lengths: Sequence[int]) -> MicroB
         place_RW=place_RW,
         real_RW=real_RW,
         mask_RV=(mask_BS[reply_RW, place_RW] & real_RW)[:, :-1],
+        experts_RWLk=torch.where(real_RW[:, :, None, None], batch.experts_BSLk[reply_RW, place_RW], FREE),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.config import LoraConfig, ModelConfig
+from rl.router_replay import RouterReplay, replayed
 
 if TYPE_CHECKING:  # the driver names what is here, and saves the seconds that these take
     from peft import LoraConfig as PeftLoraConfig
@@ -77,6 +78,7 @@ class ActorCritic(nn.Module):
             for role in (Role.POLICY, Role.CRITIC) if has_critic else (Role.POLICY,):
                 inject_adapter_in_model(lora_config(self.lora, self.policy), self.policy, role.value)
             self._train_adapters()
+        self._replay = RouterReplay(self.policy)
         width, dtype = self.policy.config.hidden_size, self.policy.dtype
         self.value_head = ValueHead(width, 1, dtype=dtype) if has_critic else None
         for module in self.modules():  # dropout would make the first ratio differ from 1
@@ -90,13 +92,23 @@ class ActorCritic(nn.Module):
         self.train()
 
     def forward(
-        self, role: Role, tokens_RW: Tensor, positions_RW: Tensor, real_RW: Tensor, mask_RV: Tensor, temperature: float
+        self,
+        role: Role,
+        tokens_RW: Tensor,
+        positions_RW: Tensor,
+        real_RW: Tensor,
+        mask_RV: Tensor,
+        temperature: float,
+        experts_RWLk: Tensor | None = None,
     ) -> TokenStats | Tensor:
         """`TokenStats` of the policy or the reference, or the critic's values_RW (state w: the reply's tokens up to and with w).
 
+        With `experts_RWLk` the policy's routers choose these (`rl.router_replay`); critic and reference choose by themselves.
         Under gradient checkpointing, run backward before the next role's forward: the recomputation uses the adapter that
-        is active then.
+        is active then, and the experts that are replayed then.
         """
+        experts_RWLk = experts_RWLk if role is Role.POLICY else None
+        self._replay.tell(experts_RWLk)
         with self._as(role):
             if role is Role.CRITIC:
                 backbone = self.policy.base_model if self.critic is None else self.critic
@@ -104,7 +116,7 @@ class ActorCritic(nn.Module):
                 assert self.value_head is not None, "no estimator without a critic asks it"
                 return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
-            return token_stats(model, tokens_RW, positions_RW, real_RW, mask_RV, temperature)
+            return token_stats(model, tokens_RW, positions_RW, real_RW, mask_RV, temperature, experts_RWLk)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -153,10 +165,12 @@ def token_stats(
     real_RW: Tensor,
     mask_RV: Tensor,
     temperature: float,
+    experts_RWLk: Tensor | None = None,
 ) -> TokenStats:
     """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
 
     Only sampled positions go through the output layer: [N, vocabulary] logits instead of [R, W, vocabulary].
+    `experts_RWLk` are those that `model` was told to replay, for the counts.
     """
     sparse = getattr(model.config, "num_local_experts", 0) > 0
     extra = {"output_router_logits": True} if sparse else {}
@@ -168,15 +182,21 @@ def token_stats(
     logprobs_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - normaliser_N
     entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(-1)
     zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
-    router = _router_stats(output.router_logits, real_RW, model) if sparse else (zeros_RV[:0, :0],) * 2
+    router = (zeros_RV[:0, :0],) * 2
+    if sparse:
+        router = _router_stats(output.router_logits, real_RW, model, experts_RWLk)
     return TokenStats(
         zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV.masked_scatter(mask_RV, entropy_N), *router
     )
 
 
-def _router_stats(router_logits: tuple[Tensor, ...], real_RW: Tensor, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+def _router_stats(
+    router_logits: tuple[Tensor, ...], real_RW: Tensor, model: PreTrainedModel, experts_RWLk: Tensor | None
+) -> tuple[Tensor, Tensor]:
     probs_LNE = torch.stack([logits.float().softmax(-1)[real_RW.flatten()] for logits in router_logits])
     chosen_LNk = probs_LNE.topk(model.config.num_experts_per_tok, dim=-1).indices
+    if experts_RWLk is not None and experts_RWLk.shape[2]:
+        chosen_LNk = replayed(chosen_LNk, experts_RWLk[real_RW].transpose(0, 1))
     counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
         1, chosen_LNk.flatten(1), torch.ones_like(chosen_LNk, dtype=probs_LNE.dtype).flatten(1)
     )

@@ -43,7 +43,7 @@ from rollout.chat import Chat
 from rollout.corpora import Corpus, load
 from rollout.engine_config import EngineSpec
 from rollout.fleet import FLEET as ROLLOUT
-from rollout.fleet import RolloutFleet, engine_spec
+from rollout.fleet import RolloutFleet, engine_spec, require_routing
 from rollout.prompts import PromptStream, build_prompts, crisis_prompts, fixed_prompts
 from rollout.tokenizer import load_tokenizer
 from rollout.types import Prompt, Sampling
@@ -76,6 +76,7 @@ def run(recipe: PpoRecipe) -> Path:
             connect()
             check_publish(recipe, on_gpu=has_gpus())
             require_room(claims(recipe))  # before minutes of warm-up
+            require_routing(recipe.rollout)
         recipe = with_model(recipe, corpus, directory)
         write_atomically(
             directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1)

@@ -28,6 +28,7 @@ class RolloutConfig:
     memory_utilization: float = 0.9
     eager: bool = False  # True: no compilation and no CUDA graphs
     weight_transfer: WeightTransfer = "auto"  # auto: shared_memory on CPU, nccl on CUDA
+    router_replay: bool = False  # Mixtral on CUDA: the learner's log-probs take the experts that the engine chose
     restarts: int = 3  # how many dead engines a run replaces before it gives up
     max_lag: int = (
         0  # updates that the policy of a reply may be behind the one that it trains; 0: each step waits for its replies
@@ -63,6 +64,7 @@ class EngineSpec:
     memory_utilization: float
     eager: bool
     weight_transfer: str
+    router_replay: bool
     environment: Mapping[str, str] = field(default_factory=dict)
     adapter_rank: int = 0  # of the LoRA adapter that publishes bring; 0: they bring weights
     adapter_targets: tuple[str, ...] = ()  # the modules that it adapts

@@ -178,11 +178,14 @@ class RolloutFleet:
 
 def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, end_ids: tuple[int, ...]) -> EngineSpec:
     """What one engine needs to serve `model` as `config` says, on the kind of device that this cluster has."""
+    require_routing(config)
     on_gpu = has_gpus()
     cores = config.threads or os.cpu_count() or 1
     environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not on_gpu:
         environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
+    if config.router_replay:
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the other one does not say which experts it chose
     transfer = "nccl" if on_gpu else "shared_memory"
     return EngineSpec(
         model=model,
@@ -198,8 +201,18 @@ def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, en
         memory_utilization=config.memory_utilization,
         eager=config.eager,
         weight_transfer=transfer if config.weight_transfer == "auto" else config.weight_transfer,
+        router_replay=config.router_replay,
         environment=environment,
     )
+
+
+def require_routing(config: RolloutConfig) -> None:
+    """Raise ValueError when engines are asked for their experts on a cluster where vLLM does not tell them."""
+    if config.router_replay and not has_gpus():
+        raise ValueError(
+            "rollout.router_replay must be false where engines compute on CPUs, is true: vLLM tells which experts it chose only "
+            "on CUDA; set rollout.router_replay = false"
+        )
 
 
 def deal(weights: Sequence[int], hands: int) -> list[list[int]]:

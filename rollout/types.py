@@ -95,6 +95,24 @@ class VersionSpan:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """The experts that a mixture-of-experts engine chose: uint16, little-endian, [tokens, layers, experts per token].
+
+    Tokens are those of the prompt and of the reply without its last, which the engine never read.
+    """
+
+    shape: tuple[int, int, int]
+    experts: bytes
+
+    def __post_init__(self) -> None:
+        tokens, layers, chosen = self.shape
+        assert len(self.experts) == 2 * tokens * layers * chosen, (self.shape, len(self.experts))
+
+
+NO_ROUTING = Routing((0, 0, 0), b"")  # of an engine that does not say
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled reply.
 
@@ -113,6 +131,7 @@ class Rollout:
     finish: Finish
     labels: Mapping[str, str] = field(default_factory=dict)
     step: int = -1
+    routing: Routing = NO_ROUTING
 
     @property
     def id(self) -> str:

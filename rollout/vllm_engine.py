@@ -17,7 +17,7 @@ import psutil
 from rollout.engine_config import EngineSpec
 from rollout.fields import read_labels
 from rollout.tokenizer import load_tokenizer
-from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
+from rollout.types import NO_ROUTING, Finish, Prompt, Rollout, Routing, Sampling, VersionSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -90,6 +90,7 @@ class VllmEngine:
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 logprobs_mode="processed_logprobs",
+                enable_return_routed_experts=spec.router_replay,
                 weight_transfer_config=WeightTransferConfig(backend=spec.weight_transfer),
                 worker_extension_cls="rollout.vllm_weights.WorkerExtension",
                 generation_config="vllm",
@@ -128,6 +129,7 @@ class VllmEngine:
             for prompt, sample in zip(prompts, samples, strict=True)
         ]
         outputs = await self._run([prompt.token_ids for prompt in prompts], params)
+        assert not self._spec.router_replay or all(o.outputs[0].routed_experts is not None for o in outputs)
         written = [o.outputs[0].token_ids for o in outputs]
         texts, raw = (self._tokenizer.batch_decode(written, skip_special_tokens=skip) for skip in (True, False))
         # labels that the policy writes first are no words to the client; as tokens they are special ones
@@ -258,6 +260,7 @@ def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labe
     ids = tuple(completion.token_ids)
     assert completion.logprobs is not None
     spans = completion.weight_versions or []
+    experts = completion.routed_experts  # [prompt and reply without its last token, layers, experts per token]
     return Rollout(
         prompt=prompt,
         sample=sample,
@@ -267,4 +270,5 @@ def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labe
         text=text.strip(),
         finish=_FINISHES.get(completion.finish_reason or "", Finish.ABORTED),
         labels=labels,
+        routing=NO_ROUTING if experts is None else Routing(experts.shape, experts.astype("<u2").tobytes()),
     )
