@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any, Protocol, Self
 from cluster.tracking import Clock
 from rewards.panel import Measurement
 from rollout.prompts import PromptStream
-from rollout.types import Finish, Prompt, Rollout, RolloutEngine, Sampling, VersionSpan
+from rollout.types import Finish, Prompt, Rollout, RolloutEngine, Routing, Sampling, VersionSpan
 
 ROLLOUT, LEARNER, REWARD = "rollout", "learner", "reward"  # fleets, in the names of metrics
 _AHEAD = "ahead"  # in the state of the prompts: the replies that were there before their step
@@ -194,7 +195,8 @@ def lag_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
 def _written(rollout: Rollout) -> dict[str, Any]:
     """A rollout without its prompt, which the stream draws again."""
     row = {name: value for name, value in vars(rollout).items() if name != "prompt"}
-    return {**row, "versions": [vars(span) for span in rollout.versions]}
+    routing = [rollout.routing.shape, b64encode(rollout.routing.experts).decode()]
+    return {**row, "versions": [vars(span) for span in rollout.versions], "routing": routing}
 
 
 def _read(prompt: Prompt, row: Mapping[str, Any]) -> Rollout:
@@ -208,4 +210,5 @@ def _read(prompt: Prompt, row: Mapping[str, Any]) -> Rollout:
         finish=Finish(row["finish"]),
         labels=row["labels"],
         step=row["step"],
+        routing=Routing(tuple(row["routing"][0]), b64decode(row["routing"][1])),
     )

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import rollout.fleet
 from rewards.types import Score, ScoredRollout
 from rl.batch import collate
-from rl.micro_batches import lay_out
 from rl.config import LoraConfig, ModelConfig
 from rl.intake import check_input
+from rl.micro_batches import lay_out
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.router_replay import FREE, RouterReplay
 from rollout.config import CorpusConfig
@@ -174,7 +174,9 @@ def test_what_the_engine_chose_stands_at_its_tokens() -> None:
         assert (batch.experts_BSLk[row, count:] == FREE).all()
     assert (batch.experts_BSLk[2] == FREE).all()
     part = lay_out(batch, [(2, 1)], batch.lengths_B.tolist())
-    assert torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
+    assert (
+        torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
+    )
     assert collate([said(5, 3, None)]).experts_BSLk.shape == (1, 8, 0, 0)
     assert said(5, 3, None).rollout.routing is NO_ROUTING
 

@@ -32,9 +32,7 @@ class Case(NamedTuple):
     policy: PreTrainedModel
     critic: PreTrainedModel
     reference: PreTrainedModel
-    tokens_BS: Tensor
-    lengths_B: Tensor
-    mask_BT: Tensor
+    rows: tuple[Tensor, Tensor, Tensor, Tensor]  # tokens, positions, which are real, which next tokens were sampled
 
 
 @pytest.fixture(params=[(), EXPERTS], ids=["attention", "attention and experts"])
@@ -51,8 +49,10 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     lengths_B = torch.tensor([WIDTH, WIDTH - 3, WIDTH - 9])
     positions_T = torch.arange(1, WIDTH)
     mask_BT = (positions_T >= 6) & (positions_T < lengths_B[:, None])
-    tokens_BS = torch.randint(5, 500, (ROWS, WIDTH)) * (torch.arange(WIDTH) < lengths_B[:, None])
-    yield Case(shared, policy, critic, loaded(folder), tokens_BS, lengths_B, mask_BT)
+    positions_BS = torch.arange(WIDTH).repeat(ROWS, 1)
+    real_BS = positions_BS < lengths_B[:, None]
+    tokens_BS = torch.randint(5, 500, (ROWS, WIDTH)) * real_BS
+    yield Case(shared, policy, critic, loaded(folder), (tokens_BS, positions_BS, real_BS, mask_BT))
 
 
 def loaded(folder: Path) -> PreTrainedModel:
@@ -84,14 +84,14 @@ def test_three_roles_are_three_models(case: Case) -> None:
     """Policy log-probs and entropies, values and reference log-probs of the shared base are bit for bit those of three
     models that hold each role's weights alone; so are the gradients of both adapters and the value head, in whatever order
     the roles are asked; and the base gets none."""
-    shared, asked = case.shared, (case.tokens_BS, case.lengths_B, case.mask_BT, 0.7)
+    shared, asked = case.shared, (*case.rows, 0.7)
     own_policy = token_stats(case.policy, *asked)
-    own_values_BS = shared.value_head(
-        case.critic.base_model(input_ids=case.tokens_BS, use_cache=False).last_hidden_state
-    ).squeeze(-1)
+    assert shared.value_head is not None
+    hidden_BSD = case.critic.base_model(input_ids=case.rows[0], use_cache=False).last_hidden_state
+    own_values_BS = shared.value_head(hidden_BSD).squeeze(-1)
     with torch.no_grad():
         own_reference = token_stats(case.reference, *asked)
-    loss(own_policy.logprobs_BT, own_values_BS).backward()
+    loss(own_policy.logprobs_RV, own_values_BS).backward()
     wanted = adapters(case.policy) | adapters(case.critic)
     head = shared.value_head.weight.grad
     shared.zero_grad()
@@ -102,14 +102,14 @@ def test_three_roles_are_three_models(case: Case) -> None:
             (*policy, *reference, values_BS), (*own_policy, *own_reference, own_values_BS), strict=True
         ):
             assert torch.equal(one, other)
-        loss(policy.logprobs_BT, values_BS).backward()
+        loss(policy.logprobs_RV, values_BS).backward()
         found = {name.removeprefix("policy."): grad for name, grad in adapters(shared).items()}
         found_head = found.pop("value_head.weight"), found.pop("value_head.bias")
         assert head is not None and torch.equal(found_head[0], head)
         assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
         assert all(bool(grad.any()) for grad in found.values())
         shared.zero_grad()
-    assert not torch.equal(own_policy.logprobs_BT, own_reference.logprobs_BT)
+    assert not torch.equal(own_policy.logprobs_RV, own_reference.logprobs_RV)
 
 
 def test_an_adapter_is_a_change_of_weights(case: Case) -> None:
@@ -134,7 +134,7 @@ def test_an_adapter_is_a_change_of_weights(case: Case) -> None:
                 experts, rank = weight_EOI.shape[0], config.rank
                 for e in range(experts):
                     weight_EOI[e] += scale * b_OX[:, e::experts] @ a_XI[e * rank : (e + 1) * rank]
-        asked = (case.tokens_BS, case.lengths_B, case.mask_BT, 1.0)
-        merged, live = (token_stats(m, *asked).logprobs_BT for m in (plain, case.policy))
+        asked = (*case.rows, 1.0)
+        merged, live = (token_stats(m, *asked).logprobs_RV for m in (plain, case.policy))
     assert (merged - live).abs().max() < 1e-4
     assert live.abs().max() > 1
