@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from cluster.placement import Claim, Placement, connect
 from rewards.types import Score, ScoredRollout
 from rl.batch import Batch, collate
-from rl.config import Estimator, PpoRecipe
+from rl.config import PpoRecipe
 from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET, LearnerFleet
+from rl.ppo_config import Estimator
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
 from tests.ranks import learner_of
 from tests.tiny import EXPERTS, TARGETS, quick_recipe, save_tiny
