@@ -18,6 +18,7 @@ from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
 from rl.footprint import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.heldout import finding
+from rl.intake import check_publish
 from rl.ppo import claims
 from rl.records import check_resume
 from rl.sft import claims as sft_claims
@@ -129,6 +130,8 @@ def the_cluster(
         yield room(claims(recipe) if isinstance(recipe, PpoRecipe) else sft_claims(recipe))
         if isinstance(recipe, PpoRecipe):
             yield vllm_build(on_gpu=on_gpu)
+            if model is not None:
+                yield published(recipe, on_gpu=on_gpu)
         with _marker(recipe, writable) as paths:
             if model is not None and model.folder is not None and Path(recipe.model.path).is_dir():
                 paths[f"the model {model.folder}"] = str(model.folder)
@@ -142,6 +145,15 @@ def the_cluster(
     transfer = recipe.rollout.weight_transfer
     if model is not None and (transfer == "shared_memory" or (transfer == "auto" and not on_gpu)):
         yield from shared_memory(min(policy_bytes(recipe, model.counts), CHUNK_BYTES))
+
+
+def published(recipe: PpoRecipe, *, on_gpu: bool) -> Finding:
+    """What a publish sends, and whether the engines can take it."""
+    try:
+        check_publish(recipe, on_gpu=on_gpu)
+    except ValueError as error:
+        return missing("publish", str(error))
+    return ok("publish", f"{recipe.publish.part(recipe.model.tuning)}, within {recipe.publish.timeout_s:g} s")
 
 
 @contextlib.contextmanager
