@@ -102,17 +102,20 @@ class WorkerGroup:
 
         `doing` is a method of the plain class that may run beside `method`. The ranks go on hanging: kill them.
         """
-        refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
-        try:
-            return self._wait(refs, limit_s)[0]
-        except TimeoutError:
-            said = "; ".join(self._whereabouts(doing, refs))
-            raise WorkersHung(f"{self._fleet} did not end {method.__name__} within {limit_s:g} s: {said}") from None
+        return self.start(limit_s, doing, method, *args)()
 
-    def start(self, method: Callable[..., R], *args: Any) -> Callable[[], R]:
-        """Begin `rank0`; the answer is what the returned function waits for."""
+    def start(self, limit_s: float, doing: Callable[..., str], method: Callable[..., R], *args: Any) -> Callable[[], R]:
+        """Begin `rank0_within`; the returned function waits for the answer, `limit_s` seconds from when it is called."""
         refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
-        return lambda: self._wait(refs)[0]
+
+        def answer() -> R:
+            try:
+                return self._wait(refs, limit_s)[0]  # type: ignore[no-any-return]
+            except TimeoutError:
+                said = "; ".join(self._whereabouts(doing, refs))
+                raise WorkersHung(f"{self._fleet} did not end {method.__name__} within {limit_s:g} s: {said}") from None
+
+        return answer
 
     def kill(self) -> None:
         for actor in self._actors:

@@ -147,12 +147,13 @@ class LearnerFleet:
 
         The largest in float32. The mean in bfloat16: two kernels round single tokens far apart, wrong weights all of them.
         """
-        waiting = self._group.start(PpoLearner.probe, self._probes)  # meanwhile the engines answer
+        limit_s = self._recipe.publish.timeout_s
+        ask_learner = self._group.start(limit_s, PpoLearner.doing, PpoLearner.probe, self._probes)
         try:
-            theirs = engine.every_logprobs(self._probes, limit_s=self._recipe.publish.timeout_s)
-        except ReplicaSilent as error:
+            theirs = engine.every_logprobs(self._probes, limit_s=limit_s)  # meanwhile the learner computes too
+            ours = ask_learner()
+        except (ReplicaSilent, WorkersHung) as error:
             raise self._hung(engine, error) from error
-        ours = waiting()
         pairs = [
             (a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)
         ]
@@ -173,6 +174,8 @@ class LearnerFleet:
     def _send(self, engine: RolloutFleet, version: int) -> dict[str, float]:
         client = engine.client()
         connect = self._connected != client.engines
+        if connect:
+            engine.ready()  # loading a large model is not the publish's time
         limit_s = self._recipe.publish.timeout_s
         try:
             metrics = self._group.rank0_within(

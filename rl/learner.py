@@ -323,6 +323,7 @@ class PpoLearner:
 
     def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Log-probs at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
+        self._publisher.progress.doing = "computing the probe"
         answers: list[list[float]] = []
         micro = self._recipe.learner.micro_batch
         for part in (sequences[start : start + micro] for start in range(0, len(sequences), micro)):

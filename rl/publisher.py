@@ -68,6 +68,7 @@ class Publisher:
 
     def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
         """Send one of `groups` again, the others not."""
+        client = client.within(self._limit_s)
         if self._part == "adapter":
             self._send(client, version, connect=False)
         else:

@@ -160,7 +160,7 @@ class StoppingEngine:
     def __init__(self, stops: bool) -> None:
         self._stops = stops
 
-    def pid(self) -> int:
+    def ready(self) -> int:
         return os.getpid()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -190,9 +190,6 @@ class StoppingFleet(RolloutFleet):
         options = self._placement.options(FLEET, index)
         return ray.remote(StoppingEngine).options(**options).remote(self.stops and index == 1)
 
-    def pids(self) -> list[int]:
-        return ray.get([engine.pid.remote() for engine in self._pool.replicas])  # type: ignore[no-any-return]
-
 
 def hung(recipe: PpoRecipe, folder: Path, *, stopped_rank: int | None) -> str:
     """What a publish says that hangs, on an engine or on the `stopped_rank`; nothing of it is left running."""
@@ -204,7 +201,7 @@ def hung(recipe: PpoRecipe, folder: Path, *, stopped_rank: int | None) -> str:
         pids = learner.ready()
         if stopped_rank is not None:
             os.kill(pids[stopped_rank], signal.SIGSTOP)
-        processes = [psutil.Process(pid) for pid in [*pids, *engine.pids()]]
+        processes = [psutil.Process(pid) for pid in [*pids, *engine.ready()]]
         with pytest.raises(PublishHung) as caught:
             learner.publish(engine)
         _, alive = psutil.wait_procs(processes, timeout=60)
