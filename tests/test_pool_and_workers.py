@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.placement import Claim, ClusterTooSmall, Placement
-from cluster.pool import Pool, PoolExhausted, ReplicaSilent
+from cluster.pool import Pool, PoolClosed, PoolExhausted, ReplicaSilent
 from cluster.workers import WorkerDied, WorkerGroup, WorkersHung
 from rewards.config import RewardsConfig
 from rewards.mixture import Mixture
@@ -185,6 +188,46 @@ def test_one_death_costs_one_restart(make_pool: MakePool) -> None:
     pool = make_pool(3, restarts=1)
     pool.replace_all()
     assert [index for index, _ in pool.everyone(Replica.where)] == [0, 1, 2]
+
+
+def test_two_threads_that_lose_a_replica_replace_it_once(make_pool: MakePool) -> None:
+    """Both get their answers, of a replica that was brought up to date before each asked it again."""
+    pool, seen = make_pool(1, restarts=1), list[str]()
+    pool.revive = lambda: seen.append(threading.current_thread().name)
+    ((_, pid),) = pool.everyone(Replica.where)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(pool.map, Replica.double, [([n], 1.0)]) for n in (1, 2)]
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        answers = [call.result()[0] for call in calls]
+    assert [answer for answer, _ in answers] == [[2], [4]] and len({pid for _, pid in answers}) == 1
+    assert pool.deaths == 1 and len(set(seen)) == 2
+
+
+class Sleeper:
+    """Answers late, in a coroutine."""
+
+    async def doze(self) -> None:
+        await asyncio.sleep(600)
+
+
+def test_a_pool_that_is_closed_lets_go_of_what_it_waits_for(make_pool: MakePool) -> None:
+    """A thread that waits for a coroutine ends with PoolClosed at once; one that waits for a replica that dies then, too; nobody
+    is replaced."""
+    slow = Pool("test engine", 1, lambda i: ray.remote(Sleeper).options(num_cpus=0).remote())
+    dying = make_pool(1)
+    ((_, pid),) = dying.everyone(Replica.where)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(slow.everyone, Sleeper.doze), threads.submit(dying.map, Replica.double, [([1], 60.0)])]
+        time.sleep(1)
+        slow.close()
+        dying.close()
+        os.kill(pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(PoolClosed, match="test engines were told to end"):
+                call.result(timeout=FEW)
+    assert slow.deaths == dying.deaths == 0
+    ray.kill(slow.replicas[0])
 
 
 # -- worker groups ---------------------------------------------------------------------------------------------------
