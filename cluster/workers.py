@@ -91,11 +91,13 @@ class WorkerGroup:
 
     def all(self, method: Callable[..., R], *args: Any) -> list[R]:
         """Call on every rank with the same arguments; answers by rank."""
-        return self._wait([a.call.remote(method.__name__, args, True) for a in self._actors])
+        shared = ray.put(args)  # once, not once a rank
+        return self._wait([a.call.remote(method.__name__, shared, True) for a in self._actors])
 
     def rank0(self, method: Callable[..., R], *args: Any) -> R:
         """Call on every rank (it may be a collective); rank 0's answer."""
-        return self._wait([a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)])[0]
+        shared = ray.put(args)
+        return self._wait([a.call.remote(method.__name__, shared, rank == 0) for rank, a in enumerate(self._actors)])[0]
 
     def rank0_within(self, limit_s: float, doing: Callable[..., str], method: Callable[..., R], *args: Any) -> R:
         """`rank0`; raises WorkersHung after `limit_s` seconds, with what each rank says it is `doing`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +24,8 @@ FLEET = "reward actor"
 class RewardFleet:
     """A `Reward` of N actors. A dead actor is replaced and asked again; actors hold no state that a run needs.
 
-    `experts`, where there are some, are asked when the actors have measured, and their opinion is one part more.
+    `panel` is the class of what an actor holds, built from `config`. `experts`, where there are some, are asked when the actors
+    have measured, and their opinion is one part more.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class RewardFleet:
         environment: Mapping[str, str],
         restarts: int = 3,
         experts: Experts | None = None,
+        panel: Callable[[RewardsConfig], object] = Panel,
     ) -> None:
         def spawn(index: int) -> Any:
             options = {**placement.options(FLEET, index), "runtime_env": {"env_vars": dict(environment)}}
-            return ray.remote(Panel).options(**options).remote(config)
+            return ray.remote(panel).options(**options).remote(config)
 
         self._mixture = Mixture(config)
         self._experts = experts

@@ -54,7 +54,8 @@ def one_at_a_time(
 class LearnerFleet:
     """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with.
 
-    The loop asks it, and so does whoever replaces an engine, from another thread: each waits for the other.
+    `learner` is the class of a rank, built from `recipe`; any other answers to `PpoLearner`'s methods too. The loop asks the fleet,
+    and so does whoever replaces an engine, from another thread: each waits for the other.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LearnerFleet:
         failures: Path,
         *,
         environment: Mapping[str, str] = MappingProxyType({}),
+        learner: Callable[[PpoRecipe], object] = PpoLearner,
     ) -> None:
         threads = str(recipe.learner.threads)
         self._recipe = recipe
@@ -78,7 +80,7 @@ class LearnerFleet:
         self._group = WorkerGroup(
             FLEET,
             recipe.learner.ranks,
-            PpoLearner,
+            learner,
             (recipe,),
             placement,
             environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment},

@@ -93,10 +93,22 @@ class EngineClient:
 
 
 class RolloutFleet:
-    """N engines behind one `generate`. A dead engine is replaced, given the current weights, and asked again."""
+    """N engines behind one `generate`. A dead engine is replaced, given the current weights, and asked again.
 
-    def __init__(self, spec: EngineSpec, engines: int, placement: Placement, *, restarts: int) -> None:
+    `engine` is the class of an engine, built from `spec`; None: `VllmEngine`, to whose methods any other answers too.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        engines: int,
+        placement: Placement,
+        *,
+        restarts: int,
+        engine: Callable[[EngineSpec], object] | None = None,
+    ) -> None:
         self._spec = spec
+        self._engine = engine
         self._placement = placement
         self._pool = Pool(FLEET, engines, self._spawn, restarts=restarts)
 
@@ -105,7 +117,8 @@ class RolloutFleet:
 
         environment = {**self._spec.environment, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         options = self._placement.options(FLEET, index)
-        return ray.remote(VllmEngine).options(runtime_env={"env_vars": environment}, **options).remote(self._spec)
+        actor = ray.remote(self._engine or VllmEngine)
+        return actor.options(runtime_env={"env_vars": environment}, **options).remote(self._spec)
 
     def ready(self) -> list[int]:
         """Wait until every engine can generate; their process ids."""

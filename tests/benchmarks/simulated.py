@@ -1,0 +1,337 @@
+"""Engines, reward panels and learner ranks that sleep for as long as a cost model says, and answer as the real ones do.
+
+They stand in for `VllmEngine`, `Panel` and `PpoLearner` behind the real fleets: same methods, same types, as many bytes.
+Engines import neither torch nor vLLM, so that a machine holds hundreds. Each call leaves a line in a journal of its own
+process: which fleet worked from when to when (seconds since the epoch), and the cost that the model asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewards.config import RewardsConfig
+from rl.config import PpoRecipe
+from rollout.engine_config import EngineSpec
+from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
+
+if TYPE_CHECKING:
+    from rewards.panel import Measurement
+    from rl.batch import Batch, Experience, UpdateReport
+    from rollout.weight_stream import EngineSyncClient
+
+PROBE_LOGPROB = -1.0  # nats: engines and learner agree on every token
+_VOCABULARY, _POOL = 32_000, 8192
+_TEXT = "I hear how tired you are and that nothing which used to help seems to reach you now. What would help tonight? "
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of Mixtral-8x7B in bf16 on H100 devices. Where a source gives a bound, the bound is taken: real fleets are
+    slower, so that what driver and Ray add counts for more here than it would there."""
+
+    decode_step_s: float = 93_405_577_216 / (2 * 3.35e12)
+    """One token of every running reply: each weight is read once (sizes of the published safetensors; 16 replies x 2 of 8
+    experts leave hardly one unread) by two H100 SXM at the 3.35 TB/s of NVIDIA's data sheet."""
+    prefill_tokens_per_s: float = 2 * 468e12 / (2 * 12.9e9)
+    """2 FLOP per token and active parameter (12.9e9, Mixtral's paper, arXiv:2401.04088) at the rate of `device_flops`."""
+    texts_per_s: float = 42.9
+    """Of one reward actor with all offline terms on a CPU core: measured, eval/LOG.md (`tests.benchmarks.rewards`)."""
+    learner_devices: int = 256
+    device_flops: float = 468e12
+    """Per H100, training Mixtral-8x7B in bf16: published by Megatron-Core for its MoE training."""
+    forward_flops: float = 2 * 12.9e9
+    """Per token; a backward is twice that."""
+    publish_bytes: float = 2 * 1.34e9
+    """Attention of all 32 layers in bf16, adapters merged."""
+    publish_bytes_per_s: float = 8.25e9
+    """OpenRLHF's published NCCL weight sync."""
+    engine_start_s: float = 18.0
+    """A replacement: measured for a small model on CPU (AsyncLLM); a large one loads its weights besides."""
+
+    def rollout(self, prompt_tokens: int, lengths: Sequence[int]) -> float:
+        """Replies of these lengths, all running at once, behind one prefill of each prompt."""
+        return prompt_tokens / self.prefill_tokens_per_s + max(lengths) * self.decode_step_s
+
+    def reward(self, texts: int) -> float:
+        """Texts of one actor."""
+        return texts / self.texts_per_s
+
+    def annotate(self, tokens: int) -> float:
+        """Forward passes of policy, reference and critic."""
+        return 3 * self.forward_flops * tokens / (self.device_flops * self.learner_devices)
+
+    def update(self, tokens: int, epochs: int) -> float:
+        """Forward and backward passes of policy and critic."""
+        return epochs * 2 * 3 * self.forward_flops * tokens / (self.device_flops * self.learner_devices)
+
+    def publish(self) -> float:
+        """Sending what training changed."""
+        return self.publish_bytes / self.publish_bytes_per_s
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a reply: `mean`, or lognormal round it with `spread` (standard deviation of the logarithm; 0: all alike)."""
+
+    mean: int = 1000
+    spread: float = 0.0
+
+    def draw(self, seed: str) -> int:
+        """The length of the reply with this seed, before the token budget cuts it."""
+        noise = random.Random(seed).gauss(-(self.spread**2) / 2, self.spread) if self.spread else 0.0
+        return max(1, round(self.mean * 2.718281828459045**noise))
+
+
+@dataclass(frozen=True)
+class World:
+    """What every simulated part knows."""
+
+    folder: str = ""  # of the journals
+    cost: CostModel = field(default_factory=CostModel)
+    lengths: Lengths = field(default_factory=Lengths)
+
+
+@dataclass(frozen=True)
+class SimulatedSpec(EngineSpec):
+    """What a simulated engine is built from."""
+
+    world: World = field(default_factory=World)
+
+
+@dataclass(frozen=True)
+class SimulatedRewards(RewardsConfig):
+    """What a simulated panel is built from."""
+
+    world: World = field(default_factory=World)
+
+
+@dataclass(frozen=True)
+class SimulatedRecipe(PpoRecipe):
+    """What a simulated learner rank is built from."""
+
+    world: World = field(default_factory=World)
+
+
+class Journal:
+    """The lines of one process."""
+
+    def __init__(self, folder: str, part: str) -> None:
+        self._file = (Path(folder) / f"{part}-{os.getpid()}.jsonl").open("a")
+        self._part = part
+
+    def note(self, work: str, started: float, cost: float, step: int | None = None) -> None:
+        """`work` that began at `started` ends now; the model says it takes `cost` seconds."""
+        line = {"part": self._part, "pid": os.getpid(), "work": work, "step": step}
+        line |= {"start": started, "end": time.time(), "cost": cost}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+class SimulatedEngine:
+    """`VllmEngine`'s methods. `behave` and `die_in` are for experiments."""
+
+    def __init__(self, spec: SimulatedSpec) -> None:
+        self._cost, self._lengths, self._journal = (
+            spec.world.cost,
+            spec.world.lengths,
+            Journal(spec.world.folder, "rollout"),
+        )
+        self._born, self._slowness, self._version = time.time(), 1.0, -1
+        self._open, self._closing = asyncio.Event(), asyncio.Event()  # while weights arrive: closed, closing
+        self._open.set()
+        noise = random.Random(0)
+        self._ids = tuple(noise.randrange(_VOCABULARY) for _ in range(_POOL))
+        self._logprobs = tuple(-noise.expovariate(1.0) for _ in range(_POOL))
+        self._text = _TEXT * (4 * _POOL // len(_TEXT) + 1)  # four letters a token
+
+    async def ready(self) -> int:
+        """Answer once the model would be loaded."""
+        await asyncio.sleep(max(0.0, self._born + self._cost.engine_start_s - time.time()))
+        return os.getpid()
+
+    async def generate(self, prompts: Sequence[Prompt], samples: Sequence[int], sampling: Sampling) -> list[Rollout]:
+        await self.ready()
+        started, worked = time.time(), 0.0
+        replies = [self._reply(p, k, sampling) for p, k in zip(prompts, samples, strict=True)]
+        prefill = self._cost.rollout(sum({p.id: len(p.token_ids) for p in prompts}.values()), [0])
+        longest = max(len(reply.response_ids) for reply in replies)
+        cost = self._slowness * (prefill + longest * self._cost.decode_step_s)
+        changes = list[tuple[int, int]]()  # (first token, version)
+        while True:
+            await self._open.wait()  # weights that arrive stop the replies where they are
+            resumed = time.time() if changes else started
+            token = int(max(worked / self._slowness - prefill, 0.0) / self._cost.decode_step_s)
+            changes.append((token, self._version))
+            try:
+                await asyncio.wait_for(self._closing.wait(), max(resumed + cost - worked - time.time(), 0.0))
+                worked += time.time() - resumed
+            except TimeoutError:
+                break
+        self._journal.note("generate", started, cost, step=sampling.seed)
+        return [replace(reply, versions=_spans(changes, len(reply.response_ids))) for reply in replies]
+
+    async def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        await self.ready()
+        started, cost = time.time(), self._cost.rollout(sum(len(p) + len(r) for p, r in sequences), [1])
+        await asyncio.sleep(cost)
+        self._journal.note("probe", started, cost)
+        return [[PROBE_LOGPROB] * len(reply) for _, reply in sequences]
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self.ready()
+
+    async def start_weight_update(self) -> None:
+        self._open.clear()
+        self._closing.set()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """The learner's rank sleeps for both ends."""
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        assert weight_version is not None
+        self._version = int(weight_version)
+        self._closing.clear()
+        self._open.set()
+
+    async def shutdown(self) -> None:
+        """Nothing is held."""
+
+    async def behave(self, lengths: Lengths, slowness: float) -> None:
+        """Write replies of these lengths from now on, `slowness` times as slowly as the model says."""
+        self._lengths, self._slowness = lengths, slowness
+
+    async def die_in(self, seconds: float) -> None:
+        """End the process then, as a crash does."""
+        asyncio.get_running_loop().call_later(seconds, os._exit, 1)
+
+    def _reply(self, prompt: Prompt, sample: int, sampling: Sampling) -> Rollout:
+        seed = f"{sampling.seed} {prompt.id} {sample}"
+        wanted = self._lengths.draw(seed)
+        count = min(wanted, sampling.max_tokens)
+        first = random.Random(seed).randrange(_POOL)
+        ids, logprobs = (
+            pool[first : first + count] + pool[: max(0, first + count - _POOL)] for pool in (self._ids, self._logprobs)
+        )
+        letter = first % len(_TEXT)
+        return Rollout(
+            prompt=prompt,
+            sample=sample,
+            response_ids=ids,
+            sampled_logprobs=logprobs,
+            versions=(),
+            text=self._text[letter : letter + 4 * count],
+            finish=Finish.TRUNCATED if wanted > sampling.max_tokens else Finish.STOPPED,
+        )
+
+
+def _spans(changes: Sequence[tuple[int, int]], count: int) -> tuple[VersionSpan, ...]:
+    """The versions of a reply of `count` tokens, when the engine's was another from those tokens on."""
+    stops = [*(token for token, _ in changes[1:]), count]
+    return tuple(
+        VersionSpan(version, start, min(stop, count))
+        for (start, version), stop in zip(changes, stops, strict=True)
+        if start < min(stop, count)
+    )
+
+
+class SimulatedPanel:
+    """`Panel`'s methods: a value between 0 and 1 for every paid term."""
+
+    def __init__(self, config: SimulatedRewards) -> None:
+        self._terms, self._cost = tuple(config.weights), config.world.cost
+        self._journal = Journal(config.world.folder, "reward")
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
+        from rewards.panel import Measurement
+
+        started, cost = time.time(), self._cost.reward(len(rollouts))
+        found = [
+            Measurement(dict.fromkeys(self._terms, random.Random(f"{r.id} {r.versions[0].version}").random()))
+            for r in rollouts
+        ]
+        time.sleep(max(0.0, started + cost - time.time()))
+        self._journal.note("measure", started, cost)
+        return found
+
+
+class SimulatedLearner:
+    """`PpoLearner`'s methods. Rank 0 answers for all, and sends real control messages to real engines' actors."""
+
+    def __init__(self, recipe: SimulatedRecipe) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._world, self._epochs = recipe.world, recipe.ppo.epochs
+        self._rank = int(os.environ["RANK"])
+        self._journal = Journal(recipe.world.folder, f"learner{self._rank}")
+
+    def annotate(self, batch: Batch) -> Experience:
+        import torch
+
+        from rl.batch import Experience
+
+        tokens_B = batch.lengths_B
+        names = ("logprobs_BT", "reference_logprobs_BT", "values_BT", "weights_BT", "advantages_BT", "returns_BT")
+        return self._work(
+            "annotate",
+            self._world.cost.annotate(int(tokens_B.sum())),
+            lambda: Experience(
+                **vars(batch),
+                **dict.fromkeys(names, batch.sampled_logprobs_BT),
+                token_share_LE=torch.zeros(32, 8),
+            ),
+        )
+
+    def update(self, experience: Experience) -> UpdateReport:
+        from rl.batch import UpdateReport
+
+        cost = self._world.cost.update(int(experience.lengths_B.sum()), self._epochs)
+        metrics = {"policy/loss": float(experience.score_B.mean()), "policy/kl": 0.0, "policy/updates": 1.0}
+        return self._work("update", cost, lambda: UpdateReport(metrics))
+
+    def publish(self, client: EngineSyncClient, version: int, connect: bool) -> dict[str, float]:
+        started, cost = time.time(), self._world.cost.publish()
+        if self._rank == 0:
+            if connect:
+                client.init_weight_transfer_engine({})
+            client.start_weight_update()
+        time.sleep(cost)
+        if self._rank == 0:
+            client.update_weights({})
+            client.finish_weight_update(str(version))
+        self._journal.note("publish", started, cost)
+        return {"publish/bytes": self._world.cost.publish_bytes, "publish/seconds": time.time() - started}
+
+    def groups(self) -> list[str]:
+        return []
+
+    def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
+        """There is no group."""
+
+    def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        return [[PROBE_LOGPROB] * len(reply) for _, reply in sequences]
+
+    def save(self, folder: Path) -> dict[str, float]:
+        """There is nothing to save."""
+        return {}
+
+    def restore(self, folder: Path, state: Mapping[str, float]) -> None:
+        """Nor to restore."""
+
+    def _work(self, name: str, cost: float, answer: Callable[[], Any]) -> Any:
+        started = time.time()
+        result = answer()
+        time.sleep(max(0.0, started + cost - time.time()))
+        self._journal.note(name, started, cost)
+        return result
