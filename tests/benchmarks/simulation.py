@@ -291,7 +291,7 @@ def step_costs(lines: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str,
 
 def critical_path(costs: Sequence[Mapping[str, float]], lag: int, in_flight: bool) -> list[float]:
     """Seconds of each step in a world where nothing but the cost model takes time, by the rules of `rl.ahead`."""
-    begins, generated, measured, interrupted = [0.0], list[float](), list[float](), 0.0
+    begins, generated, measured = [0.0], list[float](), list[float]()
 
     def generate(k: int) -> None:
         free = max(generated[-1] if generated else 0.0, begins[max(k - lag, 0)])
