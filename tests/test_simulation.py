@@ -15,7 +15,8 @@ from rewards.panel import Panel
 from rewards.types import ScoredRollout
 from rl.learner import PpoLearner
 from rollout.vllm_engine import VllmEngine
-from tests.benchmarks.simulated import SimulatedEngine, SimulatedLearner, SimulatedPanel
+from tests.benchmarks.simulated import SimulatedEngine
+from tests.benchmarks.simulated_ranks import SimulatedLearner, SimulatedPanel
 from tests.benchmarks.simulation import (
     Cluster,
     critical_path,

@@ -1,8 +1,8 @@
-"""Engines, reward panels and learner ranks that sleep for as long as a cost model says, and answer as the real ones do.
+"""Engines that sleep for as long as a cost model says, and answer as the real ones do; simulated_ranks.py has the rest of a run.
 
-They stand in for `VllmEngine`, `Panel` and `PpoLearner` behind the real fleets: same methods, same types, as many bytes.
-Engines import neither torch nor vLLM, so that a machine holds hundreds. Each call leaves a line in a journal of its own
-process: which fleet worked from when to when (seconds since the epoch), and the cost that the model asked for.
+They stand in for `VllmEngine` behind the real fleet: same methods, same types, as many bytes. Nothing heavy is imported here, so
+that a machine holds hundreds. Each call leaves a line in a journal of its own process: who worked from when to when (seconds since
+the epoch), and the cost that the model asked for.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rewards.config import RewardsConfig
-from rl.config import PpoRecipe
 from rollout.engine_config import EngineSpec
 from rollout.types import Finish, Prompt, Rollout, Sampling, VersionSpan
-
-if TYPE_CHECKING:
-    from rewards.panel import Measurement
-    from rl.batch import Batch, Experience, UpdateReport
-    from rollout.weight_stream import EngineSyncClient
 
 PROBE_LOGPROB = -1.0  # nats: engines and learner agree on every token
 _VOCABULARY, _POOL = 32_000, 8192
@@ -102,20 +95,6 @@ class World:
 @dataclass(frozen=True)
 class SimulatedSpec(EngineSpec):
     """What a simulated engine is built from."""
-
-    world: World = field(default_factory=World)
-
-
-@dataclass(frozen=True)
-class SimulatedRewards(RewardsConfig):
-    """What a simulated panel is built from."""
-
-    world: World = field(default_factory=World)
-
-
-@dataclass(frozen=True)
-class SimulatedRecipe(PpoRecipe):
-    """What a simulated learner rank is built from."""
 
     world: World = field(default_factory=World)
 
@@ -240,98 +219,3 @@ def _spans(changes: Sequence[tuple[int, int]], count: int) -> tuple[VersionSpan,
         for (start, version), stop in zip(changes, stops, strict=True)
         if start < min(stop, count)
     )
-
-
-class SimulatedPanel:
-    """`Panel`'s methods: a value between 0 and 1 for every paid term."""
-
-    def __init__(self, config: SimulatedRewards) -> None:
-        self._terms, self._cost = tuple(config.weights), config.world.cost
-        self._journal = Journal(config.world.folder, "reward")
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def measure(self, rollouts: Sequence[Rollout]) -> list[Measurement]:
-        from rewards.panel import Measurement
-
-        started, cost = time.time(), self._cost.reward(len(rollouts))
-        found = [
-            Measurement(dict.fromkeys(self._terms, random.Random(f"{r.id} {r.versions[0].version}").random()))
-            for r in rollouts
-        ]
-        time.sleep(max(0.0, started + cost - time.time()))
-        self._journal.note("measure", started, cost)
-        return found
-
-
-class SimulatedLearner:
-    """`PpoLearner`'s methods. Rank 0 answers for all, and sends real control messages to real engines' actors."""
-
-    def __init__(self, recipe: SimulatedRecipe) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._world, self._epochs = recipe.world, recipe.ppo.epochs
-        self._rank = int(os.environ["RANK"])
-        self._journal = Journal(recipe.world.folder, f"learner{self._rank}")
-
-    def annotate(self, batch: Batch) -> Experience:
-        import torch
-
-        from rl.batch import Experience
-
-        tokens_B = batch.lengths_B
-        names = ("logprobs_BT", "reference_logprobs_BT", "values_BT", "weights_BT", "advantages_BT", "returns_BT")
-        return self._work(
-            "annotate",
-            self._world.cost.annotate(int(tokens_B.sum())),
-            lambda: Experience(
-                **vars(batch),
-                **dict.fromkeys(names, batch.sampled_logprobs_BT),
-                token_share_LE=torch.zeros(32, 8),
-            ),
-        )
-
-    def update(self, experience: Experience) -> UpdateReport:
-        from rl.batch import UpdateReport
-
-        cost = self._world.cost.update(int(experience.lengths_B.sum()), self._epochs)
-        metrics = {"policy/loss": float(experience.score_B.mean()), "policy/kl": 0.0, "policy/updates": 1.0}
-        return self._work("update", cost, lambda: UpdateReport(metrics))
-
-    def publish(self, client: EngineSyncClient, version: int, connect: bool) -> dict[str, float]:
-        started, cost = time.time(), self._world.cost.publish()
-        if self._rank == 0:
-            if connect:
-                client.init_weight_transfer_engine({})
-            client.start_weight_update()
-        time.sleep(cost)
-        if self._rank == 0:
-            client.update_weights({})
-            client.finish_weight_update(str(version))
-        self._journal.note("publish", started, cost)
-        return {"publish/bytes": self._world.cost.publish_bytes, "publish/seconds": time.time() - started}
-
-    def groups(self) -> list[str]:
-        return []
-
-    def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
-        """There is no group."""
-
-    def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        return [[PROBE_LOGPROB] * len(reply) for _, reply in sequences]
-
-    def save(self, folder: Path) -> dict[str, float]:
-        """There is nothing to save."""
-        return {}
-
-    def restore(self, folder: Path, state: Mapping[str, float]) -> None:
-        """Nor to restore."""
-
-    def _work(self, name: str, cost: float, answer: Callable[[], Any]) -> Any:
-        started = time.time()
-        result = answer()
-        time.sleep(max(0.0, started + cost - time.time()))
-        self._journal.note(name, started, cost)
-        return result
