@@ -5,6 +5,7 @@ Axes as in `rl.batch`: B rows, S tokens, T = S - 1 positions.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
@@ -123,6 +124,19 @@ def test_nothing_is_written_in_place() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
     with pytest.raises(FrozenInstanceError):
         batch.score_B = torch.zeros(3)  # type: ignore[misc]
+
+
+@given(scored=many)
+@settings(deadline=None)
+def test_a_batch_that_travels_arrives_whole_and_is_not_copied(scored: list[ScoredRollout]) -> None:
+    """Pickled with buffers out of band, as Ray does, every tensor arrives with its values and type, in the sender's bytes."""
+    batch, buffers = collate(scored), list[pickle.PickleBuffer]()
+    arrived = pickle.loads(pickle.dumps(batch, protocol=5, buffer_callback=buffers.append), buffers=buffers)
+    assert type(arrived) is type(batch)
+    for name, tensor in vars(batch).items():
+        there = getattr(arrived, name)
+        assert there.dtype == tensor.dtype and torch.equal(there, tensor), name
+        assert there.data_ptr() == tensor.data_ptr(), name
 
 
 @pytest.mark.parametrize("broken", [rollout(2, 0), rollout(2, 2, Finish.ABORTED)], ids=["empty", "aborted"])

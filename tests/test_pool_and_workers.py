@@ -272,6 +272,9 @@ class Rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.total([1.0, 1.0])
 
+    def echo(self, item: str) -> str:
+        return item
+
     def sleep_or_die(self, dies: int) -> None:
         if self.rank == dies:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -334,6 +337,26 @@ def test_ranks_know_each_other(make_group: MakeGroup) -> None:
     with pytest.raises(ValueError, match="rank 1 cannot"):
         group.all(Rank.total_or_refuse, 1)
     assert time.monotonic() - before < FEW
+
+
+class Counted:
+    """An argument that counts how often it is packed."""
+
+    def __init__(self) -> None:
+        self.packed = 0
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        self.packed += 1
+        return str, ("arrived",)
+
+
+def test_arguments_are_packed_once_for_all_ranks(make_group: MakeGroup) -> None:
+    """A batch goes into the object store once, however many ranks read it."""
+    group = make_group(2)
+    for ask, answer in ((group.all, ["arrived"] * 2), (group.rank0, "arrived")):
+        counted = Counted()
+        assert ask(Rank.echo, counted) == answer
+        assert counted.packed == 1
 
 
 @pytest.mark.parametrize("dies", [0, 1])
