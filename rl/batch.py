@@ -81,17 +81,17 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     lengths_B = prompt_B + torch.tensor([len(r.response_ids) for r in rollouts])
     dropped_B = torch.tensor([item.score.dropped for item in scored])
     positions_S = torch.arange(int(lengths_B.max()))
-    # column by column rather than row by row: a step of millions of tokens is collated in half a second
+    # column by column: row by row takes four times as long, seconds in a step of millions of tokens
     tokens_BS = torch.zeros(len(scored), len(positions_S), dtype=torch.int64)
-    tokens_BS[positions_S < lengths_B[:, None]] = _column(
-        (ids for r in rollouts for ids in (r.prompt.token_ids, r.response_ids)), np.int64
-    )
+    tokens = _column((ids for r in rollouts for ids in (r.prompt.token_ids, r.response_ids)), np.int64)
+    tokens_BS.masked_scatter_(positions_S < lengths_B[:, None], tokens)
     positions_T = positions_S[:-1]
     mask_BT = (positions_T >= prompt_B[:, None] - 1) & (positions_T < lengths_B[:, None] - 1) & ~dropped_B[:, None]
     logprobs_BT = torch.zeros(mask_BT.shape)
-    logprobs_BT[mask_BT] = _column((r.sampled_logprobs for r in taught), np.float32)
+    logprobs_BT.masked_scatter_(mask_BT, _column((r.sampled_logprobs for r in taught), np.float32))
     versions_BT = torch.zeros(mask_BT.shape, dtype=torch.int64)
-    versions_BT[mask_BT] = _column((repeat(s.version, s.stop - s.start) for r in taught for s in r.versions), np.int64)
+    versions = _column((repeat(s.version, s.stop - s.start) for r in taught for s in r.versions), np.int64)
+    versions_BT.masked_scatter_(mask_BT, versions)
     choices = next((r.routing.shape[1:] for r in rollouts if r.routing.experts), (0, 0))
     experts_BSLk = torch.full((len(scored), len(positions_S), *choices), FREE, dtype=torch.int16)
     for row, r in enumerate(rollouts):
