@@ -46,6 +46,7 @@ class Batch:
         """
         return _arrived, (type(self), {name: t.detach().contiguous().numpy() for name, t in vars(self).items()})
 
+
 @dataclass(frozen=True)
 class Experience(Batch):
     """A batch with everything PPO's update needs, fixed before its first epoch."""

@@ -314,7 +314,9 @@ def test_idle_is_the_time_in_which_a_fleet_does_nothing() -> None:
 
 def test_weights_in_flight_need_a_lag() -> None:
     """The error names both settings."""
-    with pytest.raises(ValueError, match=r"rollout.in_flight needs rollout.max_lag of at least 1.*set rollout.max_lag = 1"):
+    with pytest.raises(
+        ValueError, match=r"rollout.in_flight needs rollout.max_lag of at least 1.*set rollout.max_lag = 1"
+    ):
         RolloutConfig(in_flight=True)
     with pytest.raises(ValueError, match=r"rollout.max_lag must be at least 0"):
         RolloutConfig(max_lag=-1)
