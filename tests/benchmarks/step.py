@@ -32,6 +32,7 @@ from rl.records import PROCESSES, provenance, trackers, write_rollouts
 from rollout.corpora import Corpus
 from rollout.corpora import load as load_corpus
 from rollout.types import Sampling
+from tests.benchmarks import peer
 from tests.benchmarks.memory import MemoryPeak
 
 ROOT = Path(__file__).parents[2]
@@ -187,11 +188,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="a model's folder; else the recipe's tiny one is built")
     parser.add_argument("--first-step", action="store_true", help="measure the time to a run's first step instead")
     parser.add_argument("--out", type=Path, help="a JSON file for all that was measured")
+    peer.add_arguments(parser)
     args = parser.parse_args(argv)
+    measured: dict[str, Any]
     path = Path(args.recipe) if args.recipe.endswith(".toml") else ROOT / "rl" / "recipes" / f"{args.recipe}.toml"
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, is {args.steps}")
     with tempfile.TemporaryDirectory(prefix="attune-benchmark-") as folder:
+        if args.peer:
+            measured = peer.run(args, Path(folder))
+            if args.out:
+                args.out.write_text(json.dumps(measured, indent=1) + "\n")
+            return
         sample = {"runs": folder, "steps": args.steps + WARM_UP_ROUNDS, "model.tiny.warmup_steps": WARM_UP_STEPS}
         sample |= {"model.path": str(args.model.resolve())} if args.model else {}
         recipe = load(PpoRecipe, path, sample={**sample, "ppo.policy_lr": GENTLE, "ppo.critic_lr": GENTLE})
@@ -203,7 +211,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{facts['machine']}, {size(facts['memory_bytes'])}, load {os.getloadavg()[0]:.1f}")
         versions = {"python": facts["python"], **facts["packages"]}
         print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-        measured: dict[str, Any]
         if args.first_step:
             measured = first_step(str(path.resolve()), recipe.model.path, Path(folder))
             print(f"\nfirst step within {measured['first_step_s']:.1f} s, end {measured['end_s']:.1f} s")
