@@ -27,6 +27,7 @@ class Batch:
 
     tokens_BS: Tensor  # int64, 0 on pads
     lengths_B: Tensor  # int64, tokens of each row
+    prompt_lengths_B: Tensor  # int64, tokens of each row's prompt
     mask_BT: Tensor  # bool
     sampled_logprobs_BT: Tensor  # nats, as sampled; 0 off the mask
     versions_BT: Tensor  # int64, policy version of each sampled token; 0 off the mask
@@ -105,6 +106,7 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     return Batch(
         tokens_BS=tokens_BS,
         lengths_B=lengths_B,
+        prompt_lengths_B=prompt_B,
         mask_BT=mask_BT,
         sampled_logprobs_BT=logprobs_BT,
         versions_BT=versions_BT,

@@ -36,7 +36,7 @@ from rl.losses import (
     reply_weights,
     value_loss,
 )
-from rl.micro_batches import MicroBatch, deal_rows, lay_out
+from rl.micro_batches import MicroBatch, deal_rows, lay_out, sizes_of
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.publisher import Publisher
 from rollout.tokenizer import load_tokenizer
@@ -246,15 +246,11 @@ class PpoLearner:
 
     def _parts(self, batch: Batch, replies: Sequence[int]) -> list[MicroBatch]:
         """This rank's micro-batches of the given replies; as many on every rank."""
-        learner, lengths = self._recipe.learner, batch.lengths_B.tolist()
+        learner, ranks, sizes = self._recipe.learner, self._zero.world_size, sizes_of(batch)
         dealt = deal_rows(
-            lengths,
-            replies,
-            ranks=self._zero.world_size,
-            micro_batch=learner.micro_batch,
-            tokens=learner.micro_batch_tokens,
+            sizes, replies, ranks=ranks, micro_batch=learner.micro_batch, tokens=learner.micro_batch_tokens
         )
-        return [lay_out(batch, rows, lengths) for rows in dealt[self._zero.rank]]
+        return [lay_out(batch, rows, sizes) for rows in dealt[self._zero.rank]]
 
     def _stats(self, role: Role, part: MicroBatch) -> TokenStats:
         return TokenStats(*self._ask(role, part, self._recipe.sampling.temperature))
@@ -264,7 +260,7 @@ class PpoLearner:
         return values_RW
 
     def _ask(self, role: Role, part: MicroBatch, temperature: float) -> Any:
-        rows = part.tokens_RW, part.positions_RW, part.real_RW, part.mask_RV
+        rows = part.tokens_RW, part.positions_RW, part.visible_RWW, part.count_RW, part.mask_RV
         return self._zero(role, *rows, temperature, part.experts_RWLk)
 
     def _permutation(self, rows: int) -> Tensor:
@@ -334,9 +330,12 @@ class PpoLearner:
             tokens_RW[real_RW] = torch.tensor([token for prompt, reply in part for token in (*prompt, *reply)])
             firsts_R = torch.tensor([len(prompt) - 1 for prompt, _ in part])
             mask_RV = (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]
-            rows = (tensor.to(self._zero.device) for tensor in (tokens_RW, positions_RW, real_RW, mask_RV))
+            tokens_RW, positions_RW, count_RW, chosen_RV = (
+                tensor.to(self._zero.device) for tensor in (tokens_RW, positions_RW, real_RW.long(), mask_RV)
+            )
             with torch.no_grad():
-                logprobs_RV = TokenStats(*self._zero(Role.POLICY, *rows, 1.0)).logprobs_RV.cpu()
+                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, None, count_RW, chosen_RV, 1.0))
+            logprobs_RV = stats.logprobs_RV.cpu()
             answers += [logprobs[mask].tolist() for logprobs, mask in zip(logprobs_RV, mask_RV, strict=True)]
         return answers
 

@@ -21,6 +21,7 @@ from rl.router_replay import RouterReplay, replayed
 if TYPE_CHECKING:  # the driver names what is here, and saves the seconds that these take
     from peft import LoraConfig as PeftLoraConfig
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
 
 
 class Role(enum.StrEnum):
@@ -96,7 +97,8 @@ class ActorCritic(nn.Module):
         role: Role,
         tokens_RW: Tensor,
         positions_RW: Tensor,
-        real_RW: Tensor,
+        visible_RWW: Tensor | None,
+        count_RW: Tensor,
         mask_RV: Tensor,
         temperature: float,
         experts_RWLk: Tensor | None = None,
@@ -112,11 +114,12 @@ class ActorCritic(nn.Module):
         with self._as(role):
             if role is Role.CRITIC:
                 backbone = self.policy.base_model if self.critic is None else self.critic
-                hidden = backbone(input_ids=tokens_RW, position_ids=positions_RW, use_cache=False).last_hidden_state
+                hidden = read(backbone, tokens_RW, positions_RW, visible_RWW).last_hidden_state
                 assert self.value_head is not None, "no estimator without a critic asks it"
                 return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
-            return token_stats(model, tokens_RW, positions_RW, real_RW, mask_RV, temperature, experts_RWLk)
+            rows = tokens_RW, positions_RW, visible_RWW, count_RW, mask_RV
+            return token_stats(model, *rows, temperature, experts_RWLk)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -158,11 +161,25 @@ class ActorCritic(nn.Module):
         return groups
 
 
+def read(
+    backbone: nn.Module, tokens_RW: Tensor, positions_RW: Tensor, visible_RWW: Tensor | None, **extra: bool
+) -> BaseModelOutput:
+    """The backbone's hidden states, each token attending to what it sees; all before it where `visible_RWW` is None."""
+    mask_R1WW = None
+    if visible_RWW is not None:
+        window = getattr(backbone.config, "sliding_window", None)
+        if window is not None:  # a mask of one's own takes the place of the model's
+            visible_RWW = visible_RWW & (positions_RW[:, :, None] - positions_RW[:, None] < window)
+        mask_R1WW = visible_RWW[:, None]
+    return backbone(input_ids=tokens_RW, position_ids=positions_RW, attention_mask=mask_R1WW, use_cache=False, **extra)
+
+
 def token_stats(
     model: PreTrainedModel,
     tokens_RW: Tensor,
     positions_RW: Tensor,
-    real_RW: Tensor,
+    visible_RWW: Tensor | None,
+    count_RW: Tensor,
     mask_RV: Tensor,
     temperature: float,
     experts_RWLk: Tensor | None = None,
@@ -174,7 +191,7 @@ def token_stats(
     """
     sparse = getattr(model.config, "num_local_experts", 0) > 0
     extra = {"output_router_logits": True} if sparse else {}
-    output = model.base_model(input_ids=tokens_RW, position_ids=positions_RW, use_cache=False, **extra)
+    output = read(model.base_model, tokens_RW, positions_RW, visible_RWW, **extra)
     hidden_ND = output.last_hidden_state[:, :-1][mask_RV]
     logits_NV = model.get_output_embeddings()(hidden_ND).float() / temperature
     normaliser_N = logits_NV.logsumexp(-1)
@@ -184,23 +201,25 @@ def token_stats(
     zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
     router = (zeros_RV[:0, :0],) * 2
     if sparse:
-        router = _router_stats(output.router_logits, real_RW, model, experts_RWLk)
+        router = _router_stats(output.router_logits, count_RW, model, experts_RWLk)
     return TokenStats(
         zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV.masked_scatter(mask_RV, entropy_N), *router
     )
 
 
 def _router_stats(
-    router_logits: tuple[Tensor, ...], real_RW: Tensor, model: PreTrainedModel, experts_RWLk: Tensor | None
+    router_logits: tuple[Tensor, ...], count_RW: Tensor, model: PreTrainedModel, experts_RWLk: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    probs_LNE = torch.stack([logits.float().softmax(-1)[real_RW.flatten()] for logits in router_logits])
+    real_N = count_RW.flatten() > 0
+    count_N1 = count_RW.flatten()[real_N, None].float()
+    probs_LNE = torch.stack([logits.float().softmax(-1)[real_N] for logits in router_logits])
     chosen_LNk = probs_LNE.topk(model.config.num_experts_per_tok, dim=-1).indices
     if experts_RWLk is not None and experts_RWLk.shape[2]:
-        chosen_LNk = replayed(chosen_LNk, experts_RWLk[real_RW].transpose(0, 1))
+        chosen_LNk = replayed(chosen_LNk, experts_RWLk[count_RW > 0].transpose(0, 1))
     counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
-        1, chosen_LNk.flatten(1), torch.ones_like(chosen_LNk, dtype=probs_LNE.dtype).flatten(1)
+        1, chosen_LNk.flatten(1), count_N1.expand_as(chosen_LNk).flatten(1)
     )
-    return probs_LNE.sum(1), counts_LE
+    return (count_N1 * probs_LNE).sum(1), counts_LE
 
 
 def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:

@@ -136,7 +136,7 @@ class FakeLearner:
         assert batch.mask_BT.dtype == torch.bool and batch.tokens_BS.dtype == torch.int64
         for name in ("mask_BT", "sampled_logprobs_BT", "versions_BT"):
             assert getattr(batch, name).shape == (B, S - 1), name
-        for name in ("lengths_B", "score_B", "unfinished_B"):
+        for name in ("lengths_B", "prompt_lengths_B", "group_B", "score_B", "unfinished_B"):
             assert getattr(batch, name).shape == (B,), name
         assert batch.score_B.isfinite().all()
         assert all(prompt and reply for prompt, reply, _ in split(batch))

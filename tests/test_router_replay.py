@@ -18,7 +18,7 @@ from rewards.types import Score, ScoredRollout
 from rl.batch import collate
 from rl.config import LoraConfig, ModelConfig
 from rl.intake import check_input
-from rl.micro_batches import lay_out
+from rl.micro_batches import lay_out, sizes_of
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.router_replay import FREE, RouterReplay
 from rollout.config import CorpusConfig
@@ -56,7 +56,8 @@ TUNINGS: dict[str, dict[str, Any]] = {
 
 def asked(module: ActorCritic, role: Role = Role.POLICY, experts_BSLk: Tensor | None = None) -> Any:
     positions_BS = torch.arange(TOKENS_BS.shape[1]).repeat(len(TOKENS_BS), 1)
-    return module(role, TOKENS_BS, positions_BS, positions_BS < LENGTHS_B[:, None], MASK_BT, 1.0, experts_BSLk)
+    count_BS = (positions_BS < LENGTHS_B[:, None]).long()
+    return module(role, TOKENS_BS, positions_BS, None, count_BS, MASK_BT, 1.0, experts_BSLk)
 
 
 def routers(module: ActorCritic) -> list[nn.Module]:
@@ -173,10 +174,8 @@ def test_what_the_engine_chose_stands_at_its_tokens() -> None:
         assert np.array_equal(batch.experts_BSLk[row, :count].numpy(), experts)
         assert (batch.experts_BSLk[row, count:] == FREE).all()
     assert (batch.experts_BSLk[2] == FREE).all()
-    part = lay_out(batch, [(2, 1)], batch.lengths_B.tolist())
-    assert (
-        torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
-    )
+    part = lay_out(batch, [(2, 1)], sizes_of(batch))
+    assert torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
     assert collate([said(5, 3, None)]).experts_BSLk.shape == (1, 8, 0, 0)
     assert said(5, 3, None).rollout.routing is NO_ROUTING
 
