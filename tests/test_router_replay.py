@@ -175,7 +175,9 @@ def test_what_the_engine_chose_stands_at_its_tokens() -> None:
         assert (batch.experts_BSLk[row, count:] == FREE).all()
     assert (batch.experts_BSLk[2] == FREE).all()
     part = lay_out(batch, [(2, 1)], sizes_of(batch))
-    assert torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
+    assert (
+        torch.equal(part.experts_RWLk[0, 6:11], batch.experts_BSLk[1, :5]) and (part.experts_RWLk[0, :6] == FREE).all()
+    )
     assert collate([said(5, 3, None)]).experts_BSLk.shape == (1, 8, 0, 0)
     assert said(5, 3, None).rollout.routing is NO_ROUTING
 
