@@ -173,3 +173,8 @@ def _readable(hint: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
     return names.get(hint, str(hint).replace("typing.", "").replace("<class '", "").rstrip("'>"))
+
+
+def changed(settings: T, changes: Mapping[str, Any]) -> T:
+    """`settings` with the values of some dotted names replaced. Raises ValueError when that breaks an invariant."""
+    return _construct(type(settings), {**flat(settings), **changes})

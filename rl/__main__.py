@@ -5,6 +5,7 @@
     attune sweep RECIPE.toml SWEEP.toml [...]            search over either with Ray Tune
     attune fit KIND [--dotted.name value ...]            fit a classifier or a preference model for the reward
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
+    attune plan RECIPE.toml [--nodes 1 --devices 8xH100-80GB --layout dedicated]   memory, publish and step time, what to change
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
     attune rate RECIPE.toml [--dotted.name value ...]    the service where experts rate a run's replies in a browser
     attune compare SUITE_DIR FIRST SECOND [--items N]    raters say in a browser which of two arms' replies is better
@@ -14,7 +15,8 @@
     attune demo                                          the whole job on the shipped sample, in minutes
 
 Exit codes: 0 done; 1 failed on the way (a rank died, the disk is full, a reward broke: the same command resumes);
-2 wrong settings or input; 3 the loss diverged; 4 the demonstration did not learn.
+2 wrong settings or input; 3 the loss diverged; 4 the demonstration did not learn;
+5 the plan does not fit.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Exit(enum.IntEnum):
     WRONG_INPUT = 2
     DIVERGED = 3
     NOT_LEARNED = 4
+    DOES_NOT_FIT = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sweep": sweep,
         "fit": fit,
         "check": check,
+        "plan": plan,
         "talk": talk,
         "rate": rate,
         "compare": compare,
@@ -102,7 +106,7 @@ def _recipe(words: Sequence[str], command: str, job: str):  # type: ignore[no-un
         raise SystemExit(Exit.DONE)
     path = recipe_path(words, f"attune {command}")
     found = job_of(path)
-    if command != "check" and found != job:
+    if command not in ("check", "plan") and found != job:
         raise SettingsError(
             f"attune {command} takes recipes of job {job!r}, {path} is of {found!r}: use attune {found}"
         )
@@ -177,6 +181,16 @@ def check(words: Sequence[str]) -> int:
     from rl.check import check as run_checks
 
     return Exit.DONE if run_checks(_recipe(words, "check", "ppo")) else Exit.WRONG_INPUT
+
+
+def plan(words: Sequence[str]) -> int:
+    """Memory and time on devices that need not be here."""
+    from rl.plan import options
+    from rl.plan import plan as print_plan
+
+    chosen, rest = options(words[1:])
+    recipe = _recipe([*words[:1], *rest], "plan", "ppo")
+    return Exit.DONE if print_plan(recipe, chosen) else Exit.DOES_NOT_FIT
 
 
 def talk(words: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from rollout.engine_config import RolloutConfig
 
 Shape = Literal["mixtral", "mistral", "gpt2"]
 PublishedPart = Literal["adapter", "merged", "full"]
+REDUCE_BUCKET = 500_000_000  # elements: the most gradients that ZeRO reduces at once (DeepSpeed's default)
 # What a resumed run must share with the run that it continues: the checkpoint holds state of these, or (the last two) the
 # figures of one run would not be of the same question.
 BOUND = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from cluster.device import Device
-from rl.config import LearnerConfig, PretrainedConfig
+from rl.config import REDUCE_BUCKET, LearnerConfig, PretrainedConfig
 from rl.policy import Role
 from rollout.weight_stream import Progress, TensorSpec, WeightGroup
 
@@ -66,6 +67,10 @@ class ZeroEngine:
         )
         self._stage = config.zero_stage
         self._trained = [parameter for held in groups(module).values() for parameter in held]
+        if self._stage:  # a bucket takes its whole size at once: for adapters of a few MB it would be 1 GB and more
+            settings["zero_optimization"]["reduce_bucket_size"] = min(
+                REDUCE_BUCKET, sum(math.prod(_full_shape(parameter)) for parameter in self._trained)
+            )
         self._grad_norm: Tensor | float = 0.0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)  # type: ignore[arg-type]
 

@@ -28,7 +28,7 @@ from rl.check import check
 from rl.check_model import encoder, policy, prompts
 from rl.check_run import dialogues, run_directory, trackers
 from rl.config import TrackingConfig
-from rl.footprint import Counts, disk_bytes, rank_bytes
+from rl.memory_model import Counts, disk_bytes, rank_bytes
 from rl.records import SETTINGS, claimed
 from rollout.config import CorpusConfig
 from rollout.corpora import load

@@ -1,0 +1,153 @@
+"""Which roles share a device, and what each holds in each phase of a step, for a recipe on a cluster of known devices. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from cluster.device_table import Cluster
+from rl.config import PpoRecipe
+from rl.memory_model import BYTES, Counts, Overheads, Parts, counts_of, kv_token_bytes, learner_phases
+from rl.model_shape import ModelShape
+from rl.sft_config import SftRecipe
+
+Layout = Literal["dedicated", "colocated"]
+COLOCATED_UTILIZATION = 0.4  # of a device that an engine shares with a learner rank
+KV = "KV cache"
+
+
+class Cache(NamedTuple):
+    """An engine's key-value cache: tokens that it holds, replies of full length among them, and replies that the recipe asks for at once."""
+
+    tokens: int
+    replies: int
+    wanted: int
+    longest: int  # tokens of the longest sequence: the least that vLLM starts with
+
+    @property
+    def concurrency(self) -> int:
+        """Replies that an engine works on at once."""
+        return max(min(self.replies, self.wanted), 0)
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """`count` devices of one kind; `phases` are bytes by part in each phase of a step."""
+
+    kind: str
+    count: int
+    capacity: int
+    phases: dict[str, Parts]
+    cache: Cache | None = None
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def peak(self) -> float:
+        return sum(self.phases[self.peak_phase].values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.capacity and (self.cache is None or self.cache.tokens >= self.cache.longest)
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """A recipe on a cluster: its kinds of device, or why it cannot be laid out at all (`problems`)."""
+
+    recipe: PpoRecipe | SftRecipe
+    shape: ModelShape
+    counts: Counts
+    cluster: Cluster
+    layout: Layout
+    uses: tuple[DeviceUse, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems and all(use.fits for use in self.uses)
+
+    @property
+    def cache(self) -> Cache | None:
+        """The engines' cache; None for a supervised run."""
+        return next((use.cache for use in self.uses if use.cache is not None), None)
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether learner and engines are on different nodes."""
+        return self.layout == "dedicated" and sum(use.count for use in self.uses) > self.cluster.per_node
+
+
+def lay_out(
+    recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, layout: Layout, overheads: Overheads
+) -> LayoutPlan:
+    """The parts of every device. Raises ValueError when the recipe's tuning finds nothing in the model."""
+    counts, capacity, ranks = counts_of(recipe, shape), cluster.device.memory, recipe.learner.ranks
+    learner = learner_phases(recipe, shape, counts, overheads)
+    problems = list[str]()
+    if isinstance(recipe, SftRecipe):
+        phases = {name: parts for name, parts in learner.items() if name not in ("rollout", "publish")}
+        uses: tuple[DeviceUse, ...] = (DeviceUse("learner rank", ranks, capacity, phases),)
+    else:
+        rollout = recipe.rollout
+        width = rollout.tensor_parallel
+        if width > cluster.per_node:
+            problems.append(f"rollout.tensor_parallel = {width} spans nodes of {cluster.per_node} devices: lower it")
+        if shape.heads % width:
+            problems.append(
+                f"rollout.tensor_parallel = {width} does not divide {shape.heads} heads: choose a power of 2"
+            )
+        if layout == "dedicated":
+            parts, cache = engine_parts(recipe, shape, counts, rollout.memory_utilization * capacity, overheads)
+            uses = (
+                DeviceUse("learner rank", ranks, capacity, learner),
+                DeviceUse("engine", rollout.engines * width, capacity, {"rollout": parts}, cache),
+            )
+        else:
+            if rollout.engines * width != ranks:
+                problems.append(
+                    f"colocated, rollout.engines x rollout.tensor_parallel = {rollout.engines} x {width} must be learner.ranks = {ranks}"
+                )
+            parts, cache = engine_parts(recipe, shape, counts, COLOCATED_UTILIZATION * capacity, overheads)
+            uses = (DeviceUse("learner rank + engine", ranks, capacity, _together(learner, parts), cache),)
+    needed = sum(use.count for use in uses)
+    if needed > cluster.devices:
+        problems.append(f"it takes {needed} devices, {cluster} has {cluster.devices}")
+    return LayoutPlan(recipe, shape, counts, cluster, layout, uses, tuple(problems))
+
+
+def engine_parts(
+    recipe: PpoRecipe, shape: ModelShape, counts: Counts, budget: float, overheads: Overheads
+) -> tuple[dict[str, float], Cache]:
+    """What an engine holds on each of its devices within `budget` bytes; what its cache holds in what the rest leaves, as vLLM does."""
+    width, rollout = BYTES[recipe.model.dtype], recipe.rollout
+    shards = rollout.tensor_parallel
+    wide = 6 * shape.hidden + 3 * shape.feed_forward * max(shape.experts_per_token, 1) / shards
+    parts = {
+        "weights": counts.policy * width / shards,
+        "activations": overheads.profiled_tokens * wide * width,
+        "logits": 2 * 4 * rollout.max_concurrent * shape.vocabulary,
+        "CUDA graphs": 0.0 if rollout.eager else overheads.graphs,
+        "context": overheads.context,
+    }
+    room = rollout.kv_cache_gb * 2**30 or budget - sum(parts.values())
+    longest = rollout.max_model_len
+    tokens = max(int(room / kv_token_bytes(shape, width, shards)), 0)
+    full = recipe.prompts.max_context_tokens + recipe.sampling.max_tokens
+    wanted = min(rollout.max_concurrent, math.ceil(recipe.replies_per_step / rollout.engines))
+    return {**parts, KV: max(room, 0.0)}, Cache(tokens, tokens // full, wanted, longest)
+
+
+def _together(learner: dict[str, Parts], engine: dict[str, float]) -> dict[str, Parts]:
+    """A rank and an engine on one device: the engine sleeps while the learner works, and wakes its weights alone for a publish."""
+    asleep = {"context": engine["context"]}
+    awake = {part: engine[part] for part in ("weights", "CUDA graphs", "context")}
+    beside = {"rollout": engine, "publish": awake}
+    return {phase: {**parts, **_named(beside.get(phase, asleep))} for phase, parts in learner.items()}
+
+
+def _named(parts: dict[str, float]) -> dict[str, float]:
+    return {part if part == KV else f"engine's {part}": size for part, size in parts.items()}
