@@ -1,8 +1,7 @@
 """How many bytes of activations a backward pass keeps, from a model's shape. Imports no torch.
 
-Counted from what transformers' layers save for autograd with SDPA attention and grouped matrix products, and checked against allocations
-(`python -m tests.benchmarks.plan`). Sizes are per token; D hidden, Q queries, K keys, F feed-forward, k experts per token, w bytes of a
-number, 4 of a float32.
+Counted from what transformers' layers save for autograd with SDPA attention and grouped matrix products, and checked against
+allocations (`python -m tests.benchmarks.plan`). Sizes are per token; d hidden, q queries, k keys, f feed-forward.
 """
 
 from __future__ import annotations
@@ -91,6 +90,7 @@ def activation_bytes(shape: ModelShape, trained: Trained, tokens: float, *, widt
 def logits_bytes(shape: ModelShape, positions: float, *, scored: bool) -> float:
     """The most that the output layer and what follows it hold in float32, for `positions` trained positions.
 
-    `scored`: log-probs and entropy of PPO (logits, their exponential and three gradients); else cross-entropy (log-softmax, two gradients).
+    `scored`: log-probs and entropy of PPO (logits, their exponential, three gradients); else cross-entropy (log-softmax, two
+    gradients).
     """
     return positions * shape.vocabulary * 4 * (5 if scored else 3)

@@ -15,8 +15,8 @@ from cluster.model_files import model_files
 from rewards.config import RewardsConfig
 from rewards.encoder import encoder_source
 from rl.config import ModelConfig, PpoRecipe
-from rl.memory_model import Counts, policy_bytes
 from rl.intake import with_model
+from rl.memory_model import Counts, policy_bytes
 from rl.policy import ActorCritic
 from rl.sft_config import SftModelConfig, SftRecipe
 from rl.tiny import build

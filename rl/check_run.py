@@ -16,9 +16,9 @@ from cluster.packages import vllm_build
 from cluster.placement import has_gpus
 from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
-from rl.memory_model import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.heldout import finding
 from rl.intake import check_publish
+from rl.memory_model import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.ppo import claims
 from rl.records import check_resume
 from rl.sft import claims as sft_claims

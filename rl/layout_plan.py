@@ -1,4 +1,4 @@
-"""Which roles share a device, and what each holds in each phase of a step, for a recipe on a cluster of known devices. Imports no torch."""
+"""Which roles share a device, and what each holds in each phase of a step, on devices of known memory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ KV = "KV cache"
 
 
 class Cache(NamedTuple):
-    """An engine's key-value cache: tokens that it holds, replies of full length among them, and replies that the recipe asks for at once."""
+    """An engine's key-value cache: tokens that it holds, replies of full length among them, and replies that the recipe asks
+    for at once."""
 
     tokens: int
     replies: int
@@ -109,7 +110,8 @@ def lay_out(
         else:
             if rollout.engines * width != ranks:
                 problems.append(
-                    f"colocated, rollout.engines x rollout.tensor_parallel = {rollout.engines} x {width} must be learner.ranks = {ranks}"
+                    f"colocated, rollout.engines x rollout.tensor_parallel = {rollout.engines} x {width} must be "
+                    f"learner.ranks = {ranks}"
                 )
             parts, cache = engine_parts(recipe, shape, counts, COLOCATED_UTILIZATION * capacity, overheads)
             uses = (DeviceUse("learner rank + engine", ranks, capacity, _together(learner, parts), cache),)
@@ -122,7 +124,7 @@ def lay_out(
 def engine_parts(
     recipe: PpoRecipe, shape: ModelShape, counts: Counts, budget: float, overheads: Overheads
 ) -> tuple[dict[str, float], Cache]:
-    """What an engine holds on each of its devices within `budget` bytes; what its cache holds in what the rest leaves, as vLLM does."""
+    """What an engine holds on each of its devices within `budget` bytes; its cache takes what the rest leaves, as vLLM does."""
     width, rollout = BYTES[recipe.model.dtype], recipe.rollout
     shards = rollout.tensor_parallel
     wide = 6 * shape.hidden + 3 * shape.feed_forward * max(shape.experts_per_token, 1) / shards

@@ -1,7 +1,7 @@
 """Where the memory of a run goes: bytes by part, of each role and phase, before anything is loaded. Imports no torch.
 
-`attune check` asks it about numbers of parameters, `attune plan` about whole layouts. A role's memory is a sum of parts; roles that share
-a device add up phase by phase, and the peak is the largest phase.
+`attune check` asks it about numbers of parameters, `attune plan` about whole layouts. A role's memory is a sum of parts; roles
+that share a device add up phase by phase, and the peak is the largest phase.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rl.activations import Trained, activation_bytes, logits_bytes
 from rl.config import REDUCE_BUCKET, PpoRecipe
 from rl.model_shape import ModelShape
-from rl.sft_config import SftModelConfig, SftRecipe
+from rl.sft_config import SftRecipe
 
 BYTES = {"float32": 4, "bfloat16": 2}
 ADAM_BYTES = 12  # per trained parameter: DeepSpeed's float32 master weight and AdamW's two moments
@@ -154,14 +154,16 @@ def learner_phases(
     rest: dict[str, float] = {**states(recipe, counts), "context": overheads.context}
     if stage == 3:
         rest["bucket"] = bucket
-    elif stage:
-        rest["gradients"] = 0.0  # made anew at each update
     else:
-        rest["gradients"] = 0.0
+        rest["gradients"] = 0.0  # made anew at each update
     tokens, positions = micro_tokens(recipe)
     live = min(counts.policy, learner.max_live_parameters) * width if stage == 3 and ranks > 1 else 0.0
     activations = activation_bytes(
-        shape, _trained(recipe.model, shape), tokens, width=width, checkpointing=recipe.model.gradient_checkpointing
+        shape,
+        trained_parts(recipe.model, shape),
+        tokens,
+        width=width,
+        checkpointing=recipe.model.gradient_checkpointing,
     )
     logits = logits_bytes(shape, positions, scored=isinstance(recipe, PpoRecipe))
     compute = {**rest, **states(recipe, counts), "gathers": live, "bucket": bucket}
@@ -180,7 +182,7 @@ def learner_phases(
     return {"rollout": rest, "gradients": gradients, "reduce": reduce, "apply": apply, "publish": publish}
 
 
-def _trained(model, shape: ModelShape) -> Trained:  # type: ignore[no-untyped-def]
+def trained_parts(model, shape: ModelShape) -> Trained:  # type: ignore[no-untyped-def]
     if model.tuning == "full":
         return Trained()
     targets = frozenset(model.lora.targets) if model.tuning == "lora" else frozenset()

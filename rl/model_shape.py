@@ -15,12 +15,13 @@ from typing import Any, Literal
 from rl.config import LoraConfig, TinyConfig
 
 Family = Literal["llama", "gpt2"]
+ATTENTION = {"llama": ("q_proj", "k_proj", "v_proj", "o_proj"), "gpt2": ("c_attn", "attn.c_proj")}  # modules
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. `llama` (Llama, Mistral, Mixtral): gated feed-forward, RMS norms, no biases; with `experts` > 0 each layer has
-    that many, of which a token takes `experts_per_token`. `gpt2`: biases, learned positions."""
+    """Sizes of a decoder. `llama` (Llama, Mistral, Mixtral): gated feed-forward, RMS norms, no biases; with `experts` > 0
+    each layer has that many, of which a token takes `experts_per_token`. `gpt2`: biases, learned positions."""
 
     family: Family
     vocabulary: int
@@ -69,9 +70,8 @@ class ModelShape:
     @property
     def attention(self) -> int:
         """Parameters of one layer's attention."""
-        names = ("c_attn", "attn.c_proj") if self.family == "gpt2" else ("q_proj", "k_proj", "v_proj", "o_proj")
         biases = 4 * self.hidden if self.family == "gpt2" else 0
-        return sum(self.modules[name][0] * self.modules[name][1] for name in names) + biases
+        return sum(i * o for name, (i, o) in self.modules.items() if name in ATTENTION[self.family]) + biases
 
     @property
     def expert(self) -> int:
@@ -84,7 +84,7 @@ class ModelShape:
         if self.experts:
             return self.experts * (self.expert + self.hidden)
         biases = self.feed_forward + self.hidden if self.family == "gpt2" else 0
-        return sum(i * o for name, (i, o) in self.modules.items() if name not in _ATTENTION) + biases
+        return sum(i * o for name, (i, o) in self.modules.items() if name not in ATTENTION[self.family]) + biases
 
     @property
     def norms(self) -> int:
@@ -110,19 +110,16 @@ class ModelShape:
         return self.parameters - unused - table
 
     def adapter(self, lora: LoraConfig, stacks: tuple[str, ...] = ()) -> int:
-        """Parameters of one adapter of rank r: r x (inputs + outputs) of every target. Raises ValueError when nothing matches."""
+        """Parameters of one adapter of rank r: r x (inputs + outputs) of every target. Raises ValueError without a match."""
         targets = [ends for name, ends in self.modules.items() if name.rpartition(".")[2] in lora.targets]
         if not targets:
             leaves = sorted({name.rpartition(".")[2] for name in self.modules})
             raise ValueError(
-                f"model.lora.targets {list(lora.targets)} match no module of this model; it has {', '.join(leaves)}; correct them"
+                f"model.lora.targets {list(lora.targets)} match no module of this model; it has {', '.join(leaves)}"
             )
         dense = sum(i + o for i, o in targets)
         experts = self.experts * sum(sum(ends) for name, ends in self.stacks.items() if name in stacks)
         return self.layers * lora.rank * (dense + experts)
-
-
-_ATTENTION = frozenset(("q_proj", "k_proj", "v_proj", "o_proj"))
 
 
 def from_config(config: Mapping[str, Any]) -> ModelShape:
@@ -136,7 +133,7 @@ def from_config(config: Mapping[str, Any]) -> ModelShape:
         )  # fmt: skip
     if kind not in ("llama", "mistral", "mixtral"):
         raise ValueError(
-            f"model_type must be one of gpt2, llama, mistral, mixtral to be planned, is {kind!r}; take another model"
+            f"model_type must be gpt2, llama, mistral or mixtral to be planned, is {kind!r}; take another model"
         )
     d, heads, sparse = config["hidden_size"], config["num_attention_heads"], kind == "mixtral"
     return ModelShape(
@@ -174,9 +171,9 @@ def _llama2(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: i
     return ModelShape("llama", 32000, hidden, layers, heads, kv_heads, 128, feed_forward, 4096)
 
 
-# Published shapes by the beginning of the hub id, lower case, without its owner. Jiang et al. 2023 (arXiv:2310.06825, table 1; v0.3
-# extends the vocabulary to 32768: its model card); Jiang et al. 2024 (arXiv:2401.04088, table 1); Radford et al. 2019 (GPT-2, table 2,
-# heads of 64); Touvron et al. 2023 (arXiv:2307.09288, table 1, and the model cards' config.json).
+# Published shapes by the beginning of the hub id, lower case, without its owner. Jiang et al. 2023 (arXiv:2310.06825,
+# table 1; v0.3 extends the vocabulary to 32768: its model card); Jiang et al. 2024 (arXiv:2401.04088, table 1); Radford et al.
+# 2019 (GPT-2, table 2, heads of 64); Touvron et al. 2023 (arXiv:2307.09288, table 1, and the model cards' config.json).
 KNOWN: dict[str, ModelShape] = {
     "mistral-7b-v0.3": _mistral(32768),
     "mistral-7b-instruct-v0.3": _mistral(32768),
@@ -193,8 +190,8 @@ KNOWN: dict[str, ModelShape] = {
 
 
 def find_shape(path: str, tiny: TinyConfig, cached: Path | None = None) -> tuple[ModelShape, str]:
-    """The shape of `model.path` and where it was found: a folder's config.json, the hub's cache (`cached`: its folder), the table of
-    published shapes; "" is `tiny`. Raises ValueError when it is in none."""
+    """The shape of `model.path` and where it was found: a folder's config.json, the hub's cache (`cached`: its folder), the
+    table of published shapes; "" is `tiny`. Raises ValueError when it is in none."""
     if not path:
         return from_tiny(tiny), f"a small {tiny.shape}, built by the run"
     folder = Path(path) if Path(path).is_dir() else cached

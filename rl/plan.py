@@ -1,4 +1,4 @@
-"""`attune plan`: does a recipe fit on given devices, what takes the memory, how long is a step, and what to change. Loads no torch."""
+"""`attune plan`: does a recipe fit on given devices, what takes the memory, how long is a step, what to change. Imports no torch."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rl.config import PpoRecipe
 from rl.layout_plan import LayoutPlan
 from rl.memory_model import BYTES, kv_token_bytes, micro_tokens
+from rl.model_shape import ATTENTION
 from rl.sft_config import SftRecipe
 
 
@@ -66,14 +67,14 @@ def publish_bytes(plan: LayoutPlan) -> float:
     if recipe.model.tuning == "full":
         return plan.counts.policy * width
     leaves = {name for name in shape.modules if name.rpartition(".")[2] in recipe.model.lora.targets}
-    in_attention = leaves & {"q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "attn.c_proj"}
+    in_attention = leaves.intersection(ATTENTION[shape.family])
     groups = (shape.attention if in_attention else 0) + (shape.feed_forward_block if leaves - in_attention else 0)
     return shape.layers * groups * width
 
 
 def _micro_step(plan: LayoutPlan, assumed: Assumptions, tokens: float) -> float:
-    """Forward and backward of one micro-batch: 2 N FLOPs a token forward, 2 N for the gradients of activations, 2 N for those of weights
-    (full tuning), 2 N to compute again (gradient checkpointing); or the gathers of ZeRO-3 where these take longer."""
+    """Forward and backward of one micro-batch: 2 N FLOPs a token forward, 2 N for the gradients of activations, 2 N for those
+    of weights (full tuning), 2 N to compute again (gradient checkpointing); or ZeRO-3's gathers where these take longer."""
     model = plan.recipe.model
     passes = 2 + (model.tuning == "full") + model.gradient_checkpointing
     compute = passes * 2 * plan.shape.active * tokens / (plan.cluster.device.flops * assumed.train_share)
@@ -91,7 +92,8 @@ def _gather(plan: LayoutPlan, assumed: Assumptions) -> float:
 
 
 def _rollout(plan: LayoutPlan, recipe: PpoRecipe, assumed: Assumptions) -> tuple[float, int]:
-    """Seconds to write a step's replies, and in how many waves: a decoding step reads the weights that its batch activates, and its cache."""
+    """Seconds to write a step's replies, and in how many waves: a decoding step reads the weights that its batch activates,
+    and its cache."""
     shape, device, cache = plan.shape, plan.cluster.device, plan.cache
     assert cache is not None
     if not cache.concurrency:

@@ -1,7 +1,7 @@
-"""One learner's memory, predicted and measured: `python -m tests.memory_case CASE.json` in a fresh process, since the peak is a process's.
+"""One learner's memory, predicted and measured: `python -m tests.memory_case CASE` (JSON), in a process of its own.
 
-Measured is the peak of live tensor bytes over a whole step's annotate and update (PPO), or an update (supervised), after one that made the
-optimizer's states; predicted is the largest phase of `rl.memory_model` without what it assumes for CUDA.
+Measured is the peak of live tensor bytes over a whole step's annotate and update (PPO), or an update (supervised), after one
+that made the optimizer's states; predicted is the largest phase of `rl.memory_model` without what it assumes for CUDA.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes: predicted and measured peaks, of which `rest` lived before the step; growth of the process's peak resident set meanwhile."""
+    """Bytes: predicted and measured peaks, of which `rest` lived before the step; `resident_growth` of the process's peak
+    resident set meanwhile (the first step's peak, and the profiler's own records, are in it); the phase that was predicted."""
 
     predicted: float
     peak: float
