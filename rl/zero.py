@@ -136,6 +136,7 @@ class PolicyStream:
         self._engine = engine
         self._policy = policy
         self._progress = progress or Progress()
+        self._specs: list[TensorSpec] = []
         groups: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in policy.named_parameters(remove_duplicate=True):
             groups.setdefault(_group_of(name), {})[name] = parameter
@@ -149,6 +150,11 @@ class PolicyStream:
         self._ties_head = bool(policy.config.tie_word_embeddings)
 
     def specs(self) -> list[TensorSpec]:
+        if not self._specs:  # names are reverted once, not at every publish
+            self._specs = self._described()
+        return self._specs
+
+    def _described(self) -> list[TensorSpec]:
         shapes = {
             key: {name: torch.empty(_full_shape(p), dtype=p.dtype, device="meta") for name, p in held.items()}
             for key, held in self._groups.items()
