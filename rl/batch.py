@@ -52,7 +52,7 @@ class Batch:
 class Experience(Batch):
     """A batch with everything PPO's update needs, fixed before its first epoch."""
 
-    logprobs_BT: Tensor  # learner's log-probs before the update
+    logprobs_BT: Tensor  # learner's log-probs before the update; [B, 0] where the update itself says them, and so are the weights
     reference_logprobs_BT: Tensor
     values_BT: Tensor  # [B, 0] where the estimator needs no critic, and so are the returns
     weights_BT: Tensor  # truncated importance weights engine -> learner

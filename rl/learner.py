@@ -85,39 +85,56 @@ class PpoLearner:
         A reply that the token budget cut short has not earned its score yet: where `ppo.bootstraps` the critic's estimate of
         what comes stands in its place (both together would pay twice, and teach the policy not to end). `"score"` takes the cut
         as the end. A red flag is paid its floor at once, finished or not.
+
+        Where nothing asks for the policy's log-probs before its update makes them itself, they stay out ([B, 0]).
         """
         batch = _to(batch, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
         found_B3S = torch.zeros(batch.rows, 3, batch.tokens_BS.shape[1], device=zero.device)
         counts_LE = torch.zeros(0, 0, device=zero.device)
         with torch.no_grad():
-            for part in self._parts(batch, range(batch.rows)):
-                policy = self._stats(Role.POLICY, part)
-                part.put_back(policy.logprobs_RV, found_B3S[:, 0])
+            parts = self._parts(batch, range(batch.rows))
+            later = self._update_says(len(parts))
+            for part in parts:
+                if not later:
+                    policy = self._stats(Role.POLICY, part)
+                    part.put_back(policy.logprobs_RV, found_B3S[:, 0])
+                    counts_LE = policy.router_counts_LE + (counts_LE if counts_LE.numel() else 0)
                 part.put_back(self._stats(Role.REFERENCE, part).logprobs_RV, found_B3S[:, 1])
                 if ppo.has_critic:
                     part.put_back(self._values(part), found_B3S[:, 2])
-                counts_LE = policy.router_counts_LE + (counts_LE if counts_LE.numel() else 0)
             found_B3S = zero.all_reduce(found_B3S)  # each reply was one rank's; the others have 0 there
             counts_LE = zero.all_reduce(counts_LE)
         logprobs_BT, reference_BT, values_BS = found_B3S[:, 0, :-1], found_B3S[:, 1, :-1], found_B3S[:, 2]
         advantages_BT, values_BT, returns_BT = self._advantages(batch, logprobs_BT, reference_BT, values_BS)
-        sampled_BT, mask_BT = batch.sampled_logprobs_BT, batch.mask_BT
-        weights_BT = importance_weights(logprobs_BT, sampled_BT, mask_BT, cap=ppo.importance_cap)
-        if ppo.importance_mask is not None:
-            low, high = ppo.importance_mask
-            weights_BT = weights_BT * importance_mask(logprobs_BT, sampled_BT, mask_BT, low=low, high=high)
+        weights_BT = self._weights(logprobs_BT, batch.sampled_logprobs_BT, batch.mask_BT)
         experience = Experience(
             **vars(batch),
-            logprobs_BT=logprobs_BT.contiguous(),
+            logprobs_BT=logprobs_BT[:, :0] if later else logprobs_BT.contiguous(),
             reference_logprobs_BT=reference_BT.contiguous(),
             values_BT=values_BT,
-            weights_BT=weights_BT,
+            weights_BT=weights_BT[:, :0] if later else weights_BT,
             advantages_BT=advantages_BT,
             returns_BT=returns_BT,
-            token_share_LE=counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1),
+            token_share_LE=_shares(counts_LE),
         )
         return _to(experience, torch.device("cpu"))  # it travels through the driver, which may have no device
+
+    def _update_says(self, parts: int) -> bool:
+        """Whether the policy's log-probs before the update may be left to the update's own forward passes: it is the step's only
+        one, advantages need none, and the load balancing loss knows every choice of expert before the first backward pass."""
+        ppo = self._recipe.ppo
+        experts = getattr(self._zero.engine.module.policy.config, "num_local_experts", 0)
+        return ppo.epochs * ppo.minibatches == 1 and ppo.kl_in_loss and (parts == 1 or not experts)
+
+    def _weights(self, logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
+        """Importance weights of tokens, as the recipe says."""
+        ppo = self._recipe.ppo
+        weights = importance_weights(logprobs, sampled, mask, cap=ppo.importance_cap)
+        if ppo.importance_mask is None:
+            return weights
+        low, high = ppo.importance_mask
+        return weights * importance_mask(logprobs, sampled, mask, low=low, high=high)
 
     def _advantages(
         self, batch: Batch, logprobs_BT: Tensor, reference_BT: Tensor, values_BS: Tensor
@@ -163,10 +180,11 @@ class PpoLearner:
         experience = _to(experience, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
         totals, norms, ratio_max, made = torch.zeros(len(_COLUMNS), device=zero.device), [], 0.0, 0
+        found_BS = torch.zeros(experience.tokens_BS.shape, device=zero.device)  # log-probs, of this rank's replies
         for _ in range(ppo.epochs):
             stop = False
             for rows in self._permutation(experience.rows).chunk(ppo.minibatches):
-                sums, ratio = self._minibatch(experience, rows.to(zero.device))
+                sums, ratio = self._minibatch(experience, rows.to(zero.device), found_BS)
                 totals, ratio_max, made = totals + sums, max(ratio_max, ratio), made + 1
                 norms.append(zero.grad_norm)
                 if not math.isfinite(norms[-1]):
@@ -176,6 +194,10 @@ class PpoLearner:
                     break
             if stop:
                 break
+        if not experience.logprobs_BT.numel():
+            logprobs_BT = zero.all_reduce(found_BS)[:, :-1]
+            weights_BT = self._weights(logprobs_BT, experience.sampled_logprobs_BT, experience.mask_BT)
+            experience = replace(experience, logprobs_BT=logprobs_BT, weights_BT=weights_BT)
         columns = dict(zip(_COLUMNS, (totals / made).tolist(), strict=True))
         absent = [*([] if ppo.has_critic else ["value/"]), *([] if ppo.kl_in_loss else ["policy/kl_loss"])]
         metrics = {name: value for name, value in columns.items() if not name.startswith(tuple(absent))}
@@ -190,31 +212,33 @@ class PpoLearner:
         self._kl = self._kl.after(metrics["policy/kl"], experience.rows)
         return UpdateReport(metrics)
 
-    def _minibatch(self, experience: Experience, rows: Tensor) -> tuple[Tensor, float]:
+    def _minibatch(self, experience: Experience, rows: Tensor, found_BS: Tensor) -> tuple[Tensor, float]:
         ppo, zero = self._recipe.ppo, self._zero
         tokens = max(float(experience.mask_BT[rows].sum()), 1.0)  # a minibatch of dropped replies has none
         real_tokens = float(experience.lengths_B[rows].sum())
-        shares_BT = torch.zeros_like(experience.weights_BT)
+        shares_BT = torch.zeros_like(experience.sampled_logprobs_BT)
         shares_BT[rows] = reply_weights(experience.mask_BT[rows], ppo.average, budget=self._recipe.sampling.max_tokens)
         sums, ratio_max, rates = torch.zeros(len(_COLUMNS), device=zero.device), 0.0, self._rates()
         parts = self._parts(experience, rows.tolist())
         for index, part in enumerate(parts):
             last, mask_RV, shares_RV = index + 1 == len(parts), part.mask_RV, part.place(shares_BT)
             stats = self._stats(Role.POLICY, part)
+            before_RV, weights_RV, token_share_LE = self._before(experience, part, stats)
+            part.put_back(before_RV, found_BS)
             policy = policy_loss(
-                stats.logprobs_RV, part.place(experience.logprobs_BT), part.place(experience.advantages_BT), mask_RV,
-                part.place(experience.weights_BT) * shares_RV,
+                stats.logprobs_RV, before_RV, part.place(experience.advantages_BT), mask_RV, weights_RV * shares_RV,
                 tokens=tokens, clip_low=ppo.clip_low, clip_high=ppo.clip_high, dual_clip=ppo.dual_clip,
             )  # fmt: skip
-            entropy = entropy_bonus(stats.entropy_RV, mask_RV, tokens=tokens)
+            entropy_RV = stats.entropy_RV if ppo.entropy_coef else stats.entropy_RV.detach()  # saves its backward pass
+            entropy = entropy_bonus(entropy_RV, mask_RV, tokens=tokens)
             loss = policy.loss - ppo.entropy_coef * entropy
             balance, kl, value = (
                 loss.new_zeros(()),
                 loss.new_zeros(()),
                 ValueLoss(loss.new_zeros(()), loss.new_zeros(())),
             )
-            if experience.token_share_LE.numel():
-                balance = load_balancing_loss(stats.router_probs_LE / real_tokens, experience.token_share_LE)
+            if token_share_LE.numel():
+                balance = load_balancing_loss(stats.router_probs_LE / real_tokens, token_share_LE)
                 loss = loss + ppo.balance_coef * balance
             if ppo.kl_in_loss:
                 reference_RV = part.place(experience.reference_logprobs_BT)
@@ -235,6 +259,16 @@ class PpoLearner:
         self._updates += 1
         largest = zero.all_reduce(torch.tensor(ratio_max, device=zero.device), "max")
         return zero.all_reduce(sums), float(largest)
+
+    def _before(self, experience: Experience, part: MicroBatch, stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs before the update, importance weights, and the experts' shares of the tokens: annotated, or (see `annotate`)
+        what `stats`, of the weights that the update is about to change, says of them."""
+        if experience.logprobs_BT.numel():
+            before_RV, weights_RV = part.place(experience.logprobs_BT), part.place(experience.weights_BT)
+            return before_RV, weights_RV, experience.token_share_LE
+        before_RV, sampled_RV = stats.logprobs_RV.detach(), part.place(experience.sampled_logprobs_BT)
+        weights_RV = self._weights(before_RV, sampled_RV, part.mask_RV)
+        return before_RV, weights_RV, _shares(self._zero.all_reduce(stats.router_counts_LE))
 
     def _backward(self, loss: Tensor, rates: Mapping[str, float], *, last: bool) -> None:
         finite = torch.isfinite(loss.detach()).float()
@@ -356,6 +390,11 @@ class PpoLearner:
         self._zero.load(folder / "learner")
         self._kl = replace(self._kl, coef=state["kl_coef"])
         self._updates = int(state["updates"])
+
+
+def _shares(counts_LE: Tensor) -> Tensor:
+    """The share of each expert in the choices of its layer."""
+    return counts_LE / counts_LE.sum(1, keepdim=True).clamp_min(1)
 
 
 def _to(batch, device: torch.device):  # type: ignore[no-untyped-def]

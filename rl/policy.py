@@ -33,7 +33,7 @@ class Role(enum.StrEnum):
 
 
 class TokenStats(NamedTuple):
-    """What the policy or the reference says of each sampled token; zeros off the mask.
+    """What the policy or the reference (its log-probs alone) says of each sampled token; zeros off the mask.
 
     A tuple of tensors, since DeepSpeed hooks a module's outputs. `router_probs_LE` sums the router's probabilities, and
     `router_counts_LE` counts its choices, over real tokens; both [0, 0] for a dense model.
@@ -119,7 +119,7 @@ class ActorCritic(nn.Module):
                 return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
             rows = tokens_RW, positions_RW, visible_RWW, count_RW, mask_RV
-            return token_stats(model, *rows, temperature, experts_RWLk)
+            return token_stats(model, *rows, temperature, experts_RWLk, only_logprobs=role is Role.REFERENCE)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -183,23 +183,28 @@ def token_stats(
     mask_RV: Tensor,
     temperature: float,
     experts_RWLk: Tensor | None = None,
+    *,
+    only_logprobs: bool = False,
 ) -> TokenStats:
     """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
 
     Only sampled positions go through the output layer: [N, vocabulary] logits instead of [R, W, vocabulary].
-    `experts_RWLk` are those that `model` was told to replay, for the counts.
+    `experts_RWLk` are those that `model` was told to replay, for the counts. `only_logprobs` leaves entropies 0, and the
+    router's statistics empty.
     """
     sparse = getattr(model.config, "num_local_experts", 0) > 0
-    extra = {"output_router_logits": True} if sparse else {}
+    extra = {"output_router_logits": True} if sparse and not only_logprobs else {}
     output = read(model.base_model, tokens_RW, positions_RW, visible_RWW, **extra)
     hidden_ND = output.last_hidden_state[:, :-1][mask_RV]
     logits_NV = model.get_output_embeddings()(hidden_ND).float() / temperature
-    normaliser_N = logits_NV.logsumexp(-1)
     sampled_N = tokens_RW[:, 1:][mask_RV]
-    logprobs_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - normaliser_N
-    entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(-1)
+    logprobs_N = -nn.functional.cross_entropy(logits_NV, sampled_N, reduction="none")
     zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
     router = (zeros_RV[:0, :0],) * 2
+    if only_logprobs:
+        return TokenStats(zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV, *router)
+    normaliser_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - logprobs_N
+    entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
     if sparse:
         router = _router_stats(output.router_logits, count_RW, model, experts_RWLk)
     return TokenStats(

@@ -53,7 +53,8 @@ def some_batch(rows: int = 8, seed: int = 0, n: int = 1) -> Batch:
     scored = []
     for row in range(rows):
         reply = ids(3, 16)
-        prompt = Prompt(f"p{row // n}", ids(4, 40), ())
+        if row % n == 0:
+            prompt = Prompt(f"p{row // n}", ids(4, 40), ())
         logprobs = tuple((-torch.rand(len(reply), generator=generator)).tolist())
         finish = Finish.TRUNCATED if row % 4 == 0 else Finish.STOPPED
         rollout = Rollout(prompt, 0, reply, logprobs, (VersionSpan(0, 0, len(reply)),), "", finish)
@@ -143,6 +144,27 @@ def test_without_a_critic_updates_are_those_of_the_plain_loss(
     )
     close(logprobs, plainly_trained(model, recipe, some_batch(n=2), updates=2), 2e-4)
     assert ("policy/kl_loss" in metrics) == (estimator in ("grpo", "dr_grpo"))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo"])
+def test_the_only_update_of_a_step_says_what_was_before_it(model: Path, tmp_path: Path, estimator: Estimator) -> None:
+    """Where the step's one update takes the log-probs before it, importance weights and experts' shares from its own forward pass
+    (one micro-batch a rank), policy and metrics are those of a pass of their own (several micro-batches), to rounding."""
+
+    def after(micro: int) -> tuple[dict[str, float], list[list[float]]]:
+        recipe = quick_recipe(
+            model, tmp_path, ppo__estimator=estimator, ppo__epochs=1, ppo__minibatches=1, ppo__policy_lr=1e-2,
+            ppo__balance_coef=0.5, learner__micro_batch=micro,
+        )  # fmt: skip
+        fleet = fleet_of(recipe, tmp_path)
+        assert bool(fleet.annotate(some_batch(n=2)).logprobs_BT.numel()) == (micro < 4)
+        return trained(recipe, some_batch(n=2), tmp_path)
+
+    (alone, logprobs), (annotated, others) = after(4), after(1)
+    for name, value in annotated.items():
+        if name != "learner/peak_memory_bytes":
+            assert alone[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    close(logprobs, others, 1e-4)
 
 
 def plainly_trained(model: Path, recipe: PpoRecipe, batch: Batch, *, updates: int) -> list[list[float]]:
