@@ -276,6 +276,7 @@ def play(cluster: Cluster, scene: Scene, lag: int, in_flight: bool, folder: Path
         "in_flight": in_flight,
         "rows": rows,
         "replaced": cluster.engine.deaths - deaths,
+        "load": os.getloadavg()[0],
         "traffic": traffic(meter.last, recipe),
         "memory": {**memory, "driver": pss[os.getpid()], "all": sum(pss.values())},
     }
@@ -432,16 +433,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 for lag in args.lag:
                     found.append(play(cluster, scene, lag, args.in_flight and lag > 0, folder))
                     print(f"{scene.name}, lag {lag}: {[round(r['step_s'], 2) for r in found[-1]['rows']]}", flush=True)
+                    if args.out:  # again after each: what was measured is not lost
+                        facts = {"load_before": load, "load_after": os.getloadavg(), "found": found}
+                        facts |= {"arguments": {**vars(args), "out": None}, "cost_model": asdict(recipe.world.cost)}
+                        args.out.write_text(json.dumps(facts, indent=1) + "\n")
             cluster.close()
         finally:
             ray.shutdown()
     show(found)
     print("\nPSS: " + ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in found[-1]["memory"].items()))
     print(f"load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    if args.out:
-        facts = {"load_before": load, "load_after": os.getloadavg(), "arguments": {**vars(args), "out": None}}
-        facts |= {"cost_model": asdict(recipe.world.cost)}
-        args.out.write_text(json.dumps({**facts, "found": found}, indent=1) + "\n")
     return found
 
 
