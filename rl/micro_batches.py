@@ -112,7 +112,8 @@ def lay_out(batch: Batch, rows: Sequence[Row], sizes: Sizes) -> MicroBatch:
     )
 
 
-class _Span(NamedTuple):
+@dataclass(frozen=True)
+class _Span:
     """Tokens of `reply` from `first` on, side by side in a row, standing for `count` replies."""
 
     reply: int
