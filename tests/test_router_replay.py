@@ -155,8 +155,13 @@ def test_a_block_computes_the_replayed_experts(folder: Path) -> None:
 def said(prompt: int, reply: int, experts: np.ndarray | None) -> ScoredRollout:
     """An engine's output as a scored rollout."""
     entries = [{token: SimpleNamespace(logprob=-1.0)} for token in range(reply)]
+    spans = [SimpleNamespace(version="0", start=0, end=reply)]
     completion = SimpleNamespace(
-        token_ids=list(range(reply)), logprobs=entries, weight_versions=[], routed_experts=experts, finish_reason="stop"
+        token_ids=list(range(reply)),
+        logprobs=entries,
+        weight_versions=spans,
+        routed_experts=experts,
+        finish_reason="stop",
     )
     output: Any = SimpleNamespace(outputs=[completion])
     return ScoredRollout(_rollout(Prompt("p", tuple(range(prompt)), ()), 0, output, "", {}), Score(0.5))

@@ -32,7 +32,9 @@ class Case(NamedTuple):
     policy: PreTrainedModel
     critic: PreTrainedModel
     reference: PreTrainedModel
-    rows: tuple[Tensor, Tensor, Tensor, Tensor]  # tokens, positions, which are real, which next tokens were sampled
+    rows: tuple[
+        Tensor, Tensor, None, Tensor, Tensor
+    ]  # tokens, positions, seen, counted, next token sampled (`rl.micro_batches`)
 
 
 @pytest.fixture(params=[(), EXPERTS], ids=["attention", "attention and experts"])
@@ -50,9 +52,9 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     positions_T = torch.arange(1, WIDTH)
     mask_BT = (positions_T >= 6) & (positions_T < lengths_B[:, None])
     positions_BS = torch.arange(WIDTH).repeat(ROWS, 1)
-    real_BS = positions_BS < lengths_B[:, None]
-    tokens_BS = torch.randint(5, 500, (ROWS, WIDTH)) * real_BS
-    yield Case(shared, policy, critic, loaded(folder), (tokens_BS, positions_BS, real_BS, mask_BT))
+    count_BS = (positions_BS < lengths_B[:, None]).long()
+    tokens_BS = torch.randint(5, 500, (ROWS, WIDTH)) * count_BS
+    yield Case(shared, policy, critic, loaded(folder), (tokens_BS, positions_BS, None, count_BS, mask_BT))
 
 
 def loaded(folder: Path) -> PreTrainedModel:
@@ -90,7 +92,7 @@ def test_three_roles_are_three_models(case: Case) -> None:
     hidden_BSD = case.critic.base_model(input_ids=case.rows[0], use_cache=False).last_hidden_state
     own_values_BS = shared.value_head(hidden_BSD).squeeze(-1)
     with torch.no_grad():
-        own_reference = token_stats(case.reference, *asked)
+        own_reference = token_stats(case.reference, *asked, only_logprobs=True)
     loss(own_policy.logprobs_RV, own_values_BS).backward()
     wanted = adapters(case.policy) | adapters(case.critic)
     head = shared.value_head.weight.grad
