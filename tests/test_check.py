@@ -82,7 +82,19 @@ def test_a_machine_that_can_run_the_recipe_passes(
     assert check(quick_recipe(model, tmp_path / "runs")), capsys.readouterr().out
     *said, verdict = capsys.readouterr().out.splitlines()
     assert verdict == "nothing is missing"
-    subjects = ("python", "imports", "run directory", "corpus", "model", "prompts", "disk", "cluster", "room", "nodes")
+    subjects = (
+        "python",
+        "imports",
+        "run directory",
+        "corpus",
+        "model",
+        "prompts",
+        "disk",
+        "cluster",
+        "room",
+        "publish",
+        "nodes",
+    )
     for subject in subjects:
         assert any(line.startswith(f"ok      {subject} ") for line in said), subject
     assert all(line.startswith(("ok      ", "warn    ")) for line in said)
