@@ -160,6 +160,8 @@ def git_revision() -> str:
 def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) -> Path:
     """One Parquet file per step, one row per reply, with every part of its reward (column `part/NAME`)."""
     names = sorted({name for item in scored for name in item.score.parts})
+    histories = {id(item.rollout.prompt): item.rollout.prompt.history for item in scored}  # siblings share theirs
+    transcripts = {prompt: transcript(history) for prompt, history in histories.items()}
     rows = []
     for item in scored:
         rollout, score, prompt = item.rollout, item.score, item.rollout.prompt
@@ -167,7 +169,7 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
             "step": step,
             "prompt_id": prompt.id,
             "sample": rollout.sample,
-            "history": transcript(prompt.history),
+            "history": transcripts[id(prompt)],
             "reply": rollout.text,
             "reference": prompt.reference,
             "emotion": prompt.emotion,
