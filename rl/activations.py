@@ -75,16 +75,23 @@ def largest_gradient(shape: ModelShape, trained: Trained, width: int) -> float:
     return width * layer
 
 
-def activation_bytes(shape: ModelShape, trained: Trained, tokens: float, *, width: int, checkpointing: bool) -> float:
-    """The most that forward and backward of `tokens` tokens hold at once, without the output layer's logits.
+class PassBytes(NamedTuple):
+    """Forward and backward of a micro-batch: what waits for its layer's turn, and the most that a layer then holds beside it."""
 
-    With gradient checkpointing: every layer's input, and one layer as if without.
+    waiting: float
+    passing: float
+
+
+def pass_bytes(shape: ModelShape, trained: Trained, tokens: float, *, width: int, checkpointing: bool) -> PassBytes:
+    """Of `tokens` tokens, without the output layer's logits, whose turn is over when the layers' begins.
+
+    With gradient checkpointing every layer's input waits, and a layer is computed again as if without.
     """
     layer = layer_bytes(shape, trained, width)
     wide = max(tokens * layer.added, largest_gradient(shape, trained, width))
     if checkpointing:
-        return tokens * (shape.layers * shape.hidden * width + layer.kept) + wide
-    return tokens * shape.layers * layer.kept + wide
+        return PassBytes(tokens * shape.layers * shape.hidden * width, tokens * layer.kept + wide)
+    return PassBytes(tokens * shape.layers * layer.kept, wide)
 
 
 def logits_bytes(shape: ModelShape, positions: float, *, scored: bool) -> float:

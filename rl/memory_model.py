@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rl.activations import Trained, activation_bytes, logits_bytes
+from rl.activations import Trained, logits_bytes, pass_bytes
 from rl.config import REDUCE_BUCKET, PpoRecipe
 from rl.model_shape import ModelShape
 from rl.sft_config import SftRecipe
@@ -67,7 +67,7 @@ def _tuned(model, shape: ModelShape) -> int:  # type: ignore[no-untyped-def]
         case "ln":
             count = shape.norms
         case "bitfit":
-            count = (9 * shape.hidden - shape.hidden + shape.feed_forward) * shape.layers + shape.hidden if gpt2 else 0
+            count = (7 * shape.hidden + shape.feed_forward) * shape.layers + shape.hidden if gpt2 else 0
         case "ia3":
             scales = 3 * shape.hidden + shape.feed_forward if gpt2 else 2 * shape.keys
             count = shape.layers * (scales if gpt2 or shape.experts else scales + shape.feed_forward)
@@ -158,19 +158,21 @@ def learner_phases(
         rest["gradients"] = 0.0  # made anew at each update
     tokens, positions = micro_tokens(recipe)
     live = min(counts.policy, learner.max_live_parameters) * width if stage == 3 and ranks > 1 else 0.0
-    activations = activation_bytes(
+    waiting, passing = pass_bytes(
         shape,
         trained_parts(recipe.model, shape),
         tokens,
         width=width,
         checkpointing=recipe.model.gradient_checkpointing,
     )
-    logits = logits_bytes(shape, positions, scored=isinstance(recipe, PpoRecipe))
+    activations = waiting + passing
+    # the logits' turn comes before the layers': only what they need beyond a layer adds to the peak
+    logits = max(logits_bytes(shape, positions, scored=isinstance(recipe, PpoRecipe)) - passing, 0.0)
     compute = {**rest, **states(recipe, counts), "gathers": live, "bucket": bucket}
     slack = overheads.slack * (activations + logits + live + bucket)
     gradients = {**compute, "activations": activations, "logits": logits, "fragments": slack}
-    passing = counts.trained * width / (ranks if stage >= 2 else 1) if stage != 3 else 0.0
-    reduce = {**compute, "gathers": 0.0, "update": passing}
+    averaged = counts.trained * width / (ranks if stage >= 2 else 1) if stage != 3 else 0.0
+    reduce = {**compute, "gathers": 0.0, "update": averaged}
     largest = counts.trained / (2 if isinstance(recipe, PpoRecipe) else 1) / (ranks if stage else 1)
     apply = {
         **rest,

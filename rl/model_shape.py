@@ -150,12 +150,13 @@ def from_tiny(config: TinyConfig) -> ModelShape:
     size, heads = config.hidden // config.heads, config.heads
     if config.shape == "gpt2":
         return ModelShape(
-            "gpt2", config.vocabulary, config.hidden, config.layers, heads, heads, size, 4 * config.hidden, config.context, tied=True
+            "gpt2", config.vocabulary, config.hidden, config.layers, heads, heads, size, 4 * config.hidden, config.context,
+            tied=True,
         )  # fmt: skip
     sparse = config.shape == "mixtral"
     return ModelShape(
-        "llama", config.vocabulary, config.hidden, config.layers, heads, max(heads // 2, 1), size, 2 * config.hidden, config.context,
-        experts=config.experts if sparse else 0, experts_per_token=config.experts_per_token if sparse else 0,
+        "llama", config.vocabulary, config.hidden, config.layers, heads, max(heads // 2, 1), size, 2 * config.hidden,
+        config.context, experts=config.experts if sparse else 0, experts_per_token=config.experts_per_token if sparse else 0,
     )  # fmt: skip
 
 
@@ -204,6 +205,6 @@ def find_shape(path: str, tiny: TinyConfig, cached: Path | None = None) -> tuple
         if name == known or name.startswith((f"{known}-", f"{known}_")):
             return KNOWN[known], f"the published shape of {known}"
     raise ValueError(
-        f"model.path {path!r} is no folder, not in the hub's cache and of no known shape; give a folder with a config.json, or one of "
-        f"{', '.join(KNOWN)}"
+        f"model.path {path!r} is no folder, not in the hub's cache and of no known shape; give a folder with a "
+        f"config.json, or one of {', '.join(KNOWN)}"
     )

@@ -1,4 +1,4 @@
-"""`attune plan`: does a recipe fit on given devices, what takes the memory, how long is a step, what to change. Imports no torch."""
+"""`attune plan`: does a recipe fit on devices, what takes the memory, how long is a step, what to change. Imports no torch."""
 
 from __future__ import annotations
 
@@ -62,12 +62,10 @@ def plan(recipe: PpoRecipe | SftRecipe, chosen: PlanOptions) -> bool:
         return lay_out(candidate, shape, cluster, layout, chosen.overheads)
 
     found = planned(recipe, chosen.layout)
-    print(
-        f"model      {recipe.model.path or 'tiny'}: {_count(shape.parameters)} parameters, {_count(shape.active)} active per token ({where})"
-    )
-    print(
-        f"           the learner holds {_count(found.counts.held)} and trains {_count(found.counts.trained)} ({recipe.model.tuning})"
-    )
+    active = f"{_count(shape.parameters)} parameters, {_count(shape.active)} active per token"
+    print(f"model      {recipe.model.path or 'tiny'}: {active} ({where})")
+    held, trained = _count(found.counts.held), _count(found.counts.trained)
+    print(f"           the learner holds {held} and trains {trained} ({recipe.model.tuning})")
     print(f"cluster    {cluster}: {size(cluster.device.memory)} each ({cluster.device.source})")
     shared = f"; an engine takes {COLOCATED_UTILIZATION:.0%} of a device" if chosen.layout == "colocated" else ""
     print(f"layout     {chosen.layout}, {sum(use.count for use in found.uses)} devices{shared}")
@@ -119,10 +117,9 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
     """Estimated seconds of a step, and what they assume."""
     step = estimate(found, assumed)
     if isinstance(found.recipe, PpoRecipe):
-        yield (
-            f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s"
-            f" ({'network between nodes' if found.spans_nodes else 'CUDA IPC' if found.layout == 'colocated' else 'links of a node'})"
-        )
+        way = "CUDA IPC" if found.layout == "colocated" else "links of a node"
+        way = "the network between nodes" if found.spans_nodes else way
+        yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {way}"
         yield (
             f"step       about {step.total:.0f} s: rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, "
             f"update {step.update:.0f}, publish {step.publish:.1f}; every row as long as it may be"

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from cluster.device_table import ACCELERATORS, GIB, parse_cluster
 from cluster.settings import SettingsError, changed, load
 from rl.__main__ import Exit, main
-from rl.activations import activation_bytes, logits_bytes
+from rl.activations import logits_bytes, pass_bytes
 from rl.check_model import learner_counts
 from rl.config import PpoRecipe, TinyConfig
 from rl.layout_plan import LayoutPlan, lay_out
@@ -108,7 +108,7 @@ def test_what_a_learner_holds_and_trains_is_what_it_builds(name: str, tuning: st
     shape, config = SMALL[name], config_of(SMALL[name])
     jobs = ["local", "sft_local"] if tuning in ("full", "lora") else ["sft_local"]
     for job in jobs:
-        recipe = shipped(job, model__tuning=tuning, model__lora__targets=TARGETS[name])
+        recipe = shipped(job, model__tuning=tuning, model__lora__targets=TARGETS[name], model__tiny__context=512)
         if name != "gpt2" and tuning == "bitfit":
             with pytest.raises(ValueError, match="nothing to train"):
                 counts_of(recipe, shape)
@@ -144,15 +144,15 @@ def test_a_model_is_found_in_its_folder_then_in_the_table(tmp_path: Path) -> Non
 CASES = [
     Case("mistral", "full", rows=2),
     Case("mistral", "lora", rows=3, prompt=96),
-    Case("mistral", "lora", dtype="bfloat16"),
+    Case("mistral", "lora", dtype="bfloat16", zero_stage=2),
     Case("mistral", "full", checkpointing=True, layers=6),
     Case("mistral", "lora", vocabulary=16000, reply=96, prompt=32, layers=2),
     Case("mixtral", "full"),
-    Case("mixtral", "lora", rows=2, dtype="bfloat16"),
+    Case("mixtral", "lora", rows=2, dtype="bfloat16", zero_stage=2),
     Case("mixtral", "lora", checkpointing=True, layers=6),
     Case("gpt2", "full", rows=2),
     Case("gpt2", "lora", checkpointing=True, layers=6),
-    Case("gpt2", "lora", dtype="bfloat16"),
+    Case("gpt2", "lora", dtype="bfloat16", zero_stage=2),
 ]
 
 
@@ -178,21 +178,28 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
     def step() -> None:
         stats: TokenStats = module(Role.POLICY, tokens_BS, torch.full((rows,), width), mask_BT, 1.0)
         loss = policy_loss(
-            stats.logprobs_BT, stats.logprobs_BT.detach(), noise_BT, mask_BT, mask_BT.float(), tokens=100.0, clip_low=0.2, clip_high=0.2
+            stats.logprobs_BT, stats.logprobs_BT.detach(), noise_BT, mask_BT, mask_BT.float(),
+            tokens=100.0, clip_low=0.2, clip_high=0.2,
         ).loss  # fmt: skip
         (loss - 0.0 * entropy_bonus(stats.entropy_BT, mask_BT, tokens=100.0)).backward()
 
     step()
     width_bytes = {"float32": 4, "bfloat16": 2}[case.dtype]
-    predicted = activation_bytes(
+    waiting, passing = pass_bytes(
         shape, trained_parts(recipe.model, shape), rows * width, width=width_bytes, checkpointing=case.checkpointing
-    ) + logits_bytes(shape, rows * case.reply, scored=True)
+    )
+    predicted = waiting + max(passing, logits_bytes(shape, rows * case.reply, scored=True))
     assert predicted == pytest.approx(peak_of(step).rise, rel=0.1)
 
 
 def test_parts_add_up_to_the_preflight_s_figure() -> None:
     """`attune check` and `attune plan` say the same of weights, gradients and optimizer: there is one model."""
-    for name, knobs in (("mixtral_8x7b", {}), ("mistral_7b", {"model__tuning": "full"}), ("sft_mixtral_8x7b", {})):
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("mixtral_8x7b", {}),
+        ("mistral_7b", {"model__tuning": "full"}),
+        ("sft_mixtral_8x7b", {}),
+    ]
+    for name, knobs in cases:
         recipe = shipped(name, **knobs)
         shape, _ = find_shape(recipe.model.path, TinyConfig())
         counts = counts_of(recipe, shape)
@@ -229,7 +236,7 @@ def test_full_tuning_of_mixtral_fits_nowhere_near() -> None:
 @pytest.mark.parametrize(
     ("name", "devices", "knobs"),
     [
-        ("mistral_7b", "4xRTX4090", {}),
+        ("mistral_7b", "4xRTX4090", {"learner__micro_batch": 16}),
         ("mistral_7b", "4xA100-40GB", {"learner__micro_batch": 16, "model__gradient_checkpointing": False}),
         ("mistral_7b", "4xA100-80GB", {"model__tuning": "full"}),
         ("mixtral_8x7b", "8xH100-80GB", {}),
@@ -281,7 +288,7 @@ def test_devices_are_read_or_refused_with_the_known_ones() -> None:
     assert (cluster.devices, cluster.device) == (16, ACCELERATORS["H100-80GB"])
     own = parse_cluster(1, "4xMI300X:192GB")
     assert (own.per_node, own.device.memory, own.device.flops) == (4, 192 * GIB, ACCELERATORS["L40S"].flops)
-    for wrong in ("8xH1000", "0xB200", "x", "8x:80GB"):
+    for wrong in ("8xH1000", "0xB200", "x", "8x"):
         with pytest.raises(ValueError, match=r"--devices.*A100-80GB, H100-80GB"):
             parse_cluster(1, wrong)
     with pytest.raises(ValueError, match="--nodes"):
