@@ -11,11 +11,19 @@ import torch
 from peft import inject_adapter_in_model
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
-from rl.config import LoraConfig, ModelConfig
+from cluster.settings import load
+from rl.config import LoraConfig, ModelConfig, PpoRecipe
 from rl.policy import ActorCritic, Role, lora_config, token_stats
-from tests.tiny import EXPERTS, TARGETS, save_tiny
+from tests.tiny import EXPERTS, RECIPES, TARGETS, save_tiny
 
 ROWS, WIDTH = 3, 20
 
@@ -140,3 +148,30 @@ def test_an_adapter_is_a_change_of_weights(case: Case) -> None:
         merged, live = (token_stats(m, *asked).logprobs_RV for m in (plain, case.policy))
     assert (merged - live).abs().max() < 1e-4
     assert live.abs().max() > 1
+
+
+def test_a_stack_that_is_not_there_is_named(folder: Path) -> None:
+    """Target parameters that the model has not: the error names the setting, the model and the stacks it has."""
+    with torch.device("meta"):
+        dense = MistralForCausalLM(MistralConfig(num_hidden_layers=1, vocab_size=8))
+    for model, stacks in (
+        (loaded(folder), "experts.down_proj, experts.gate_up_proj$"),
+        (dense, "none: leave the setting empty$"),
+    ):
+        lora = LoraConfig(targets=TARGETS["mixtral"], target_parameters=("experts.w1",))
+        with pytest.raises(ValueError, match=rf"model.lora.target_parameters .*\['experts.w1'\].*{stacks}"):
+            lora_config(lora, model)
+
+
+@pytest.mark.parametrize("name", ["mistral_7b", "mixtral_8x7b"])
+def test_the_large_recipes_share_one_base(name: str) -> None:
+    """Mistral's and Mixtral's recipes train adapters, so that policy, critic and reference are one frozen base."""
+    recipe = load(PpoRecipe, RECIPES / f"{name}.toml")
+    assert recipe.model.tuning == "lora" and recipe.learner.zero_stage == 3
+    with torch.device("meta"):
+        tiny = MixtralConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                             num_key_value_heads=1, num_local_experts=2, vocab_size=8)  # fmt: skip
+        module = ActorCritic(recipe.model, lambda: MixtralForCausalLM(tiny))
+    assert module.critic is None and module.reference is None
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert trained and all(".lora_" in name or name.startswith("value_head.") for name in trained)

@@ -34,7 +34,7 @@ from rl.zero import PolicyStream, add_label_tokens
 from rollout.chat import Example
 from rollout.tokenizer import train_tokenizer
 from rollout.types import Dialogue, Speaker, Turn
-from tests.tiny import TARGETS
+from tests.tiny import EXPERTS, TARGETS
 
 M = TypeVar("M", bound=nn.Module)
 SHAPES: tuple[Shape, ...] = ("gpt2", "mixtral")
@@ -82,7 +82,7 @@ def perturbed(module: M, size: float, *, trained_only: bool = False) -> M:
 
 
 def config_of(shape: Shape, tuning: Tuning, **others: Any) -> SftModelConfig:
-    lora = LoraConfig(rank=4, targets=TARGETS[shape])
+    lora = LoraConfig(rank=4, targets=TARGETS[shape], target_parameters=EXPERTS if shape == "mixtral" else ())
     return SftModelConfig(tuning=tuning, dtype="float32", lora=lora, virtual_tokens=3, **others)
 
 
@@ -116,7 +116,7 @@ COUNTS: dict[tuple[Shape, Tuning], int] = {  # of a model of two layers
     ("gpt2", "ia3"): 2 * 2,
     ("gpt2", "ln"): 5 * 2,
     ("gpt2", "bitfit"): 2 * 6 + 1,
-    ("mixtral", "lora"): 2 * 2 * 2,
+    ("mixtral", "lora"): 2 * 2 * (2 + 2),  # two modules, and two stacks of experts
     ("mixtral", "ia3"): 2 * 2,
     ("mixtral", "ln"): 5,
     **{(shape, tuning): 1 for shape in SHAPES for tuning in PROMPTED},
