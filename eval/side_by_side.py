@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import preferences
+from eval.judge_agreement import judge_agreement
 from eval.preferences import Vote, described
 from rewards.experts import ledger
 from rewards.experts.comparison import Comparison, Judgement, comparison_of, judgements
@@ -162,6 +163,10 @@ def results(
             for vote in votes
             if vote.reason.strip()
         ],
+        "judges": judge_agreement(
+            directory / REPLIES, first, second, {current[item]["key"]: value for item, value in preference.items()},
+            draws=draws, seed=seed,
+        ),
         "silent": dict(pairs.silent), "draws": draws, "seed": seed, "chain": {"rows": head.seq, "hash": head.hash},
     }  # fmt: skip
     return {**told, "notes": list(_notes(told, len(given) - len(counted)))}
