@@ -32,6 +32,12 @@ def current_device() -> Device:
     return Device("cpu", 0, "gloo")
 
 
+def release_cached_memory(device: Device) -> None:
+    """Give memory that torch keeps for later, and that holds nothing now, back to the device (CUDA)."""
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_memory_bytes(device: Device) -> int:
     """Largest device memory in use so far (CUDA), or this process's peak resident set (CPU)."""
     if device.kind == "cuda":

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,26 @@ class ClusterUnreachable(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """`count` actors of one fleet, each with its own bundle of `cpus` and `gpus`."""
+    """`count` actors of one fleet, each with `cpus` and `gpus`. A bundle lies on one node, and so do all who sit in it.
+
+    `together` actors share a bundle. With `beside`, actor i sits in bundle i of that other fleet, and claims no GPU: it uses
+    those of the actors there. A fleet may make several claims; its actors are numbered through them.
+    """
 
     fleet: str
     count: int
     cpus: float
     gpus: float = 0.0
+    together: int = 1
+    beside: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.count % self.together == 0 and not (self.beside and self.gpus)
+
+    @property
+    def bundles(self) -> int:
+        """Bundles of its own."""
+        return 0 if self.beside else self.count // self.together
 
 
 def connect(*, dashboard: bool = False) -> None:
@@ -97,21 +112,16 @@ class Placement:
 
     def options(self, fleet: str, index: int) -> dict[str, Any]:
         """Ray actor options for actor `index` of `fleet`: its bundle and what it holds."""
-        bundle = self._offset
-        for claim in self._claims:
-            if claim.fleet == fleet:
-                assert 0 <= index < claim.count
-                return {
-                    "num_cpus": claim.cpus,
-                    "num_gpus": claim.gpus,
-                    "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                        self._group,
-                        placement_group_bundle_index=bundle + index,
-                        placement_group_capture_child_tasks=True,
-                    ),
-                }
-            bundle += claim.count
-        raise AssertionError(f"no claim for fleet {fleet!r}")
+        claim, bundle = seat(self._claims, fleet, index)
+        return {
+            "num_cpus": claim.cpus,
+            "num_gpus": claim.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group,
+                placement_group_bundle_index=self._offset + bundle,
+                placement_group_capture_child_tasks=True,
+            ),
+        }
 
     def release(self) -> None:
         """Give the room back (a trial's group belongs to the trial)."""
@@ -119,10 +129,29 @@ class Placement:
             remove_placement_group(self._group)
 
 
+def seat(claims: Sequence[Claim], fleet: str, index: int) -> tuple[Claim, int]:
+    """The claim that actor `index` of `fleet` is of, and the bundle that it sits in."""
+    for claim in (claim for claim in claims if claim.fleet == fleet):
+        if index < claim.count:
+            home = next(other for other in claims if other.fleet == claim.beside) if claim.beside else claim
+            before = claims[: next(i for i, other in enumerate(claims) if other is home)]
+            return claim, sum(other.bundles for other in before) + (index if claim.beside else index // claim.together)
+        index -= claim.count
+    raise AssertionError(f"no claim for actor {index} of fleet {fleet!r}")
+
+
 def bundles(claims: Sequence[Claim]) -> list[dict[str, float]]:
-    """One resource bundle per actor, fleet by fleet."""
-    per_claim = [{"CPU": c.cpus} | ({"GPU": c.gpus} if c.gpus else {}) for c in claims for _ in range(c.count)]
-    return [{name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001} for bundle in per_claim]
+    """The resource bundles, fleet by fleet: what the actors that sit in each claim together."""
+    found: list[dict[str, float]] = [{} for _ in range(sum(claim.bundles for claim in claims))]
+    asked = [claim for claim in claims for _ in range(claim.count)]
+    numbers: Counter[str] = Counter()
+    for claim in asked:
+        bundle = found[seat(claims, claim.fleet, numbers[claim.fleet])[1]]
+        numbers[claim.fleet] += 1
+        for kind, amount in (("CPU", claim.cpus), ("GPU", claim.gpus)):
+            if amount:
+                bundle[kind] = round(bundle.get(kind, 0.0) + amount, 4)  # Ray counts in ten-thousandths
+    return [bundle or {"CPU": 0.001} for bundle in found]
 
 
 def require_room(claims: Sequence[Claim]) -> None:
@@ -131,10 +160,30 @@ def require_room(claims: Sequence[Claim]) -> None:
     total = {kind: sum(b.get(kind, 0) for b in wanted) for kind in ("CPU", "GPU")}
     short = [k for k, amount in total.items() if amount > sum(n.get(k, 0) for n in nodes) + 1e-6]
     homeless = [b for b in wanted if not any(_fits(b, node) for node in nodes)]
-    if short or homeless:
-        what = " and ".join(short) or "room on one node"
-        asked, there = _asked_and_there(claims)
-        raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; it has {there}; {_REMEDY}")
+    remedy, widest = _REMEDY, max((node.get("GPU", 0) for node in nodes), default=0)
+    groups = [bundle["GPU"] for bundle in wanted if bundle.get("GPU", 0) > 1]
+    if not short and groups and (max(groups) > widest or not _side_by_side(wanted, nodes)):
+        remedy = (
+            f"the {max(groups):g} devices of a tensor-parallel group must be on one node, the largest has {widest:g}: lower "
+            "rollout.tensor_parallel to a divisor of every node's devices, or join larger nodes"
+        )
+    elif not short and not homeless:
+        return
+    what = " and ".join(short) or "room on one node"
+    asked, there = _asked_and_there(claims)
+    raise ClusterTooSmall(f"the cluster has too little {what}: the recipe asks {asked}; it has {there}; {remedy}")
+
+
+def _side_by_side(wanted: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the bundles' GPUs fit beside each other: largest first, each on the first node with room for it. That finds a
+    way wherever there is one as long as all that are larger than one device are of one size, as those of a recipe are."""
+    free = [node.get("GPU", 0) for node in nodes]
+    for amount in sorted((bundle.get("GPU", 0) for bundle in wanted), reverse=True):
+        home = next((i for i, left in enumerate(free) if left + 1e-6 >= amount), None)
+        if home is None:
+            return False
+        free[home] -= amount
+    return True
 
 
 def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -27,12 +28,30 @@ class WorkersHung(RuntimeError):
     """A call of a worker group took longer than it was given; the message says what each rank was at."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an actor is: Ray's id of its node, and the devices that Ray lent it, as CUDA_VISIBLE_DEVICES names them there."""
+
+    node: str
+    devices: tuple[str, ...]
+
+
+def by_node(places: Sequence[Place]) -> list[int]:
+    """Seats in the order of their ranks: node after node, the first seat's first, so that neighbours share fast links."""
+    nodes = list(dict.fromkeys(place.node for place in places))
+    return sorted(range(len(places)), key=lambda seat: (nodes.index(places[seat].node), seat))
+
+
 class _Host:
     """The actor: holds one instance of the plain class and calls its methods, one at a time; `look` answers meanwhile."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         self._instance: Any = None
+
+    def place(self) -> Place:
+        context = ray.get_runtime_context()
+        return Place(context.get_node_id(), tuple(context.get_accelerator_ids()["GPU"]))
 
     def rendezvous(self) -> tuple[str, int]:
         with socket.socket() as probe:
@@ -42,7 +61,7 @@ class _Host:
     def build(self, make: Callable[..., Any], rank: int, world_size: int, master: tuple[str, int], args: Any) -> int:
         os.environ.update(
             RANK=str(rank),
-            LOCAL_RANK="0",
+            LOCAL_RANK="0",  # the index among the devices that this process sees: Ray shows it its own alone
             WORLD_SIZE=str(world_size),
             MASTER_ADDR=master[0],
             MASTER_PORT=str(master[1]),
@@ -62,7 +81,8 @@ class WorkerGroup:
     """`size` actors, ranked, each holding `make(*args)` built with RANK, WORLD_SIZE and MASTER_* in its environment.
 
     Methods are named by reference (`group.all(Learner.update, batch)`). A dead rank raises WorkerDied; what a method
-    raised is raised here as it was.
+    raised is raised here as it was. Seats are actors in the order of their bundles, ranks are seats `by_node`; `places` are
+    known, and nothing is made, until `build` or the first call.
     """
 
     def __init__(
@@ -77,25 +97,39 @@ class WorkerGroup:
     ) -> None:
         self._fleet = fleet
         host = ray.remote(concurrency_groups={_WATCH: 1})(_Host)
-        self._actors = [host.options(**placement.options(fleet, rank)).remote(environment) for rank in range(size)]
-        master = self._wait([self._actors[0].rendezvous.remote()])[0]
-        self._building = [a.build.remote(make, rank, size, master, args) for rank, a in enumerate(self._actors)]
+        seats = [host.options(**placement.options(fleet, seat)).remote(environment) for seat in range(size)]
+        self._actors = seats
+        self.places: Sequence[Place] = self._wait([seat.place.remote() for seat in seats])
+        self._actors = [seats[seat] for seat in by_node(self.places)]
+        self._make, self._args = make, args
+        self._building: list[Any] = []
         self._pids: list[int] = []
+
+    def build(self) -> None:
+        """Begin to make every rank's instance; does not wait."""
+        if not self._building:
+            master, size = self._wait([self._actors[0].rendezvous.remote()])[0], len(self._actors)
+            self._building = [
+                a.build.remote(self._make, rank, size, master, self._args) for rank, a in enumerate(self._actors)
+            ]
 
     @property
     def pids(self) -> list[int]:
         """Process ids by rank; waits until every rank is built."""
         if not self._pids:
+            self.build()
             self._pids = self._wait(self._building)
         return self._pids
 
     def all(self, method: Callable[..., R], *args: Any) -> list[R]:
         """Call on every rank with the same arguments; answers by rank."""
+        self.build()
         shared = ray.put(args)  # once, not once a rank
         return self._wait([a.call.remote(method.__name__, shared, True) for a in self._actors])
 
     def rank0(self, method: Callable[..., R], *args: Any) -> R:
         """Call on every rank (it may be a collective); rank 0's answer."""
+        self.build()
         shared = ray.put(args)
         return self._wait([a.call.remote(method.__name__, shared, rank == 0) for rank, a in enumerate(self._actors)])[0]
 
@@ -108,6 +142,7 @@ class WorkerGroup:
 
     def start(self, limit_s: float, doing: Callable[..., str], method: Callable[..., R], *args: Any) -> Callable[[], R]:
         """Begin `rank0_within`; the returned function waits for the answer, `limit_s` seconds from when it is called."""
+        self.build()
         refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
 
         def answer() -> R:

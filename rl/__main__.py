@@ -5,7 +5,7 @@
     attune sweep RECIPE.toml SWEEP.toml [...]            search over either with Ray Tune
     attune fit KIND [--dotted.name value ...]            fit a classifier or a preference model for the reward
     attune check RECIPE.toml [--dotted.name value ...]   what is missing before a run, and what to do
-    attune plan RECIPE.toml [--nodes 1 --devices 8xH100-80GB --layout dedicated]   memory, publish and step time, what to change
+    attune plan RECIPE.toml [--nodes 1 --devices 8xH100-80GB]   memory, publish and step time, what to change
     attune talk CHECKPOINT                               chat with a trained policy at the terminal
     attune rate RECIPE.toml [--dotted.name value ...]    the service where experts rate a run's replies in a browser
     attune compare SUITE_DIR FIRST SECOND [--items N]    raters say in a browser which of two arms' replies is better

@@ -18,8 +18,8 @@ from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
 from rl.heldout import finding
 from rl.intake import check_publish
+from rl.layout import claims, described, near_of
 from rl.memory_model import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
-from rl.ppo import claims
 from rl.records import check_resume
 from rl.sft import claims as sft_claims
 from rl.sft_config import SftRecipe
@@ -127,7 +127,7 @@ def the_cluster(
             yield warn(
                 "devices", "this cluster has no GPU (or vLLM's CPU build): all would compute on CPUs", "join GPU nodes"
             )
-        yield room(claims(recipe) if isinstance(recipe, PpoRecipe) else sft_claims(recipe))
+        yield from the_room(recipe, on_gpu=on_gpu)
         if isinstance(recipe, PpoRecipe):
             yield vllm_build(on_gpu=on_gpu)
             if model is not None:
@@ -156,6 +156,20 @@ def published(recipe: PpoRecipe, *, on_gpu: bool) -> Finding:
     return ok("publish", f"{recipe.publish.part(recipe.model.tuning)}, within {recipe.publish.timeout_s:g} s")
 
 
+def the_room(recipe: PpoRecipe | SftRecipe, *, on_gpu: bool) -> Iterator[Finding]:
+    """The layout, and whether the joined cluster has room for it."""
+    if not isinstance(recipe, PpoRecipe):
+        yield room(sft_claims(recipe))
+        return
+    try:
+        asked = claims(recipe, on_gpu=on_gpu)
+    except ValueError as error:
+        yield missing("layout", str(error))
+        return
+    yield ok("layout", described(recipe, on_gpu=on_gpu))
+    yield room(asked)
+
+
 @contextlib.contextmanager
 def _marker(recipe: PpoRecipe | SftRecipe, writable: bool) -> Iterator[dict[str, str]]:
     if not writable:
@@ -178,5 +192,10 @@ def memory(recipe: PpoRecipe | SftRecipe, counts: Counts, reports: Sequence[Node
     if isinstance(recipe, PpoRecipe):
         engine = engine_bytes(recipe, counts)
         text += f", an engine takes {size(engine)} and its cache"
-        fits = fits and engine <= smallest * recipe.rollout.memory_utilization
+        if near := near_of(recipe):
+            share = int(smallest * recipe.placement.memory_utilization)
+            text += f", {size(share)} in all beside a rank"
+            fits = engine <= share and rank + share <= smallest
+        if near < recipe.rollout.engines:
+            fits = fits and engine <= smallest * recipe.rollout.memory_utilization
     return ok("memory", text) if fits else warn("memory", text, remedy)

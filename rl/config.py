@@ -8,6 +8,7 @@ from typing import Literal
 
 from cluster.settings import require_at_least
 from rewards.config import RewardsConfig
+from rl.placement_config import PlacementConfig, require_layout
 from rl.ppo_config import PpoConfig
 from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
@@ -227,6 +228,7 @@ class PpoRecipe:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -258,6 +260,7 @@ class PpoRecipe:
                 f"set prompts.per_step to a multiple of {parts}"
             )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
+        require_layout(self.placement, self.rollout, self.learner.ranks, self.learner.gpus)
         if self.publish.what in ("adapter", "merged") and self.model.tuning != "lora":
             raise ValueError(
                 f"publish.what = {self.publish.what} needs model.tuning = lora, which is {self.model.tuning}: no adapter trains "

@@ -51,11 +51,27 @@ def one_at_a_time(
     return alone
 
 
+def seated(
+    recipe: PpoRecipe,
+    placement: Placement,
+    *,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    learner: Callable[[PpoRecipe], object] = PpoLearner,
+) -> WorkerGroup:
+    """The learner's ranks in their places; they have loaded nothing yet.
+
+    `learner` is the class of a rank, built from `recipe`; any other answers to `PpoLearner`'s methods too.
+    """
+    threads = str(recipe.learner.threads)
+    own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment}
+    return WorkerGroup(FLEET, recipe.learner.ranks, learner, (recipe,), placement, environment=own)
+
+
 class LearnerFleet:
     """`PpoLearner` on every rank. `probes` are (prompt ids, reply ids) that each publish is proved with.
 
-    `learner` is the class of a rank, built from `recipe`; any other answers to `PpoLearner`'s methods too. The loop asks the fleet,
-    and so does whoever replaces an engine, from another thread: each waits for the other.
+    `ranks`: those that are `seated` already; without, they are placed here. They load at `build`, or at the first call. The loop
+    asks the fleet, and so does whoever replaces an engine, from another thread: each waits for the other.
     """
 
     def __init__(
@@ -65,39 +81,41 @@ class LearnerFleet:
         probes: Sequence[Probe],
         failures: Path,
         *,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        learner: Callable[[PpoRecipe], object] = PpoLearner,
+        ranks: WorkerGroup | None = None,
     ) -> None:
-        threads = str(recipe.learner.threads)
         self._recipe = recipe
         self._probes = tuple(probes)
         self._failures = failures
         self._version = -1
         self._moved = False  # updated since the last publish
         self._connected: object = None
+        self._clear: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
         self.tolerance = recipe.publish.limit(recipe.model.dtype)
-        self._group = WorkerGroup(
-            FLEET,
-            recipe.learner.ranks,
-            learner,
-            (recipe,),
-            placement,
-            environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment},
-        )
+        self._group = ranks or seated(recipe, placement)
 
     def ready(self) -> list[int]:
         """Wait until every rank is built; process ids by rank."""
         return self._group.pids
 
+    def build(self) -> None:
+        """Let the ranks load, without waiting for them."""
+        self._group.build()
+
+    def on_work(self, clear: Callable[[], None]) -> None:
+        """What frees the ranks' devices before they work."""
+        self._clear = clear
+
     @one_at_a_time
     def annotate(self, batch: Batch) -> Experience:
         """`PpoLearner.annotate`."""
+        self._clear()
         return self._group.rank0(PpoLearner.annotate, batch)
 
     @one_at_a_time
     def update(self, experience: Experience) -> UpdateReport:
         """`PpoLearner.update`; a batch whose loss is not finite is saved for inspection before the error goes on."""
+        self._clear()
         try:
             report = self._group.rank0(PpoLearner.update, experience)
         except NonFiniteLoss as error:
@@ -126,7 +144,7 @@ class LearnerFleet:
         gap = self.gap(engine)
         if not gap <= self.tolerance:
             raise PublishMismatch(self.explain(engine, gap, self.tolerance))
-        return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": self.tolerance}
+        return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": self.tolerance, **engine.rest_seconds()}
 
     @one_at_a_time
     def republish(self, engine: RolloutFleet) -> None:
@@ -180,6 +198,8 @@ class LearnerFleet:
             engine.ready()  # loading a large model is not the publish's time
         limit_s = self._recipe.publish.timeout_s
         try:
+            if engine.shares_devices:
+                self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.make_room)
             metrics = self._group.rank0_within(
                 limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, version, connect
             )

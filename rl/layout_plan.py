@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cluster.device_table import Cluster
 from rl.config import PpoRecipe
 from rl.memory_model import BYTES, Counts, Overheads, Parts, counts_of, kv_token_bytes, learner_phases
 from rl.model_shape import ModelShape
+from rl.placement_config import Layout, near_engines
 from rl.sft_config import SftRecipe
 
-Layout = Literal["dedicated", "colocated"]
-COLOCATED_UTILIZATION = 0.4  # of a device that an engine shares with a learner rank
 KV = "KV cache"
 
 
@@ -63,7 +62,6 @@ class LayoutPlan:
     shape: ModelShape
     counts: Counts
     cluster: Cluster
-    layout: Layout
     uses: tuple[DeviceUse, ...]
     problems: tuple[str, ...]
 
@@ -73,18 +71,21 @@ class LayoutPlan:
 
     @property
     def cache(self) -> Cache | None:
-        """The engines' cache; None for a supervised run."""
+        """The cache of the engines that have least room; None for a supervised run."""
         return next((use.cache for use in self.uses if use.cache is not None), None)
+
+    @property
+    def layout(self) -> Layout:
+        """Who shares devices with whom; a supervised run has no engines."""
+        return self.recipe.placement.mode if isinstance(self.recipe, PpoRecipe) else "dedicated"
 
     @property
     def spans_nodes(self) -> bool:
         """Whether learner and engines are on different nodes."""
-        return self.layout == "dedicated" and sum(use.count for use in self.uses) > self.cluster.per_node
+        return self.layout != "colocated" and sum(use.count for use in self.uses) > self.cluster.per_node
 
 
-def lay_out(
-    recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, layout: Layout, overheads: Overheads
-) -> LayoutPlan:
+def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, overheads: Overheads) -> LayoutPlan:
     """The parts of every device. Raises ValueError when the recipe's tuning finds nothing in the model."""
     counts, capacity, ranks = counts_of(recipe, shape), cluster.device.memory, recipe.learner.ranks
     learner = learner_phases(recipe, shape, counts, overheads)
@@ -101,24 +102,21 @@ def lay_out(
             problems.append(
                 f"rollout.tensor_parallel = {width} does not divide {shape.heads} heads: choose a power of 2"
             )
-        if layout == "dedicated":
-            parts, cache = engine_parts(recipe, shape, counts, rollout.memory_utilization * capacity, overheads)
-            uses = (
-                DeviceUse("learner rank", ranks, capacity, learner),
-                DeviceUse("engine", rollout.engines * width, capacity, {"rollout": parts}, cache),
-            )
+        near = near_engines(recipe.placement.mode, rollout, ranks)
+        if near:
+            share = recipe.placement.memory_utilization * capacity
+            parts, cache = engine_parts(recipe, shape, counts, share, overheads)
+            both = _together(learner, parts, sleeps=recipe.placement.sleep)
+            uses = (DeviceUse("learner rank + engine", ranks, capacity, both, cache),)
         else:
-            if rollout.engines * width != ranks:
-                problems.append(
-                    f"colocated, rollout.engines x rollout.tensor_parallel = {rollout.engines} x {width} must be "
-                    f"learner.ranks = {ranks}"
-                )
-            parts, cache = engine_parts(recipe, shape, counts, COLOCATED_UTILIZATION * capacity, overheads)
-            uses = (DeviceUse("learner rank + engine", ranks, capacity, _together(learner, parts), cache),)
+            uses = (DeviceUse("learner rank", ranks, capacity, learner),)
+        if far := (rollout.engines - near) * width:
+            parts, cache = engine_parts(recipe, shape, counts, rollout.memory_utilization * capacity, overheads)
+            uses = (*uses, DeviceUse("engine", far, capacity, {"rollout": parts}, cache))
     needed = sum(use.count for use in uses)
     if needed > cluster.devices:
         problems.append(f"it takes {needed} devices, {cluster} has {cluster.devices}")
-    return LayoutPlan(recipe, shape, counts, cluster, layout, uses, tuple(problems))
+    return LayoutPlan(recipe, shape, counts, cluster, uses, tuple(problems))
 
 
 def engine_parts(
@@ -143,10 +141,11 @@ def engine_parts(
     return {**parts, KV: max(room, 0.0)}, Cache(tokens, tokens // full, wanted, longest)
 
 
-def _together(learner: dict[str, Parts], engine: dict[str, float]) -> dict[str, Parts]:
-    """A rank and an engine on one device: the engine sleeps while the learner works, and wakes its weights alone for a publish."""
-    asleep = {"context": engine["context"]}
-    awake = {part: engine[part] for part in ("weights", "CUDA graphs", "context")}
+def _together(learner: dict[str, Parts], engine: dict[str, float], *, sleeps: bool) -> dict[str, Parts]:
+    """A rank and an engine on one device: one that sleeps does so while the learner works, and wakes its weights alone for a
+    publish."""
+    asleep = {"context": engine["context"]} if sleeps else engine
+    awake = {part: engine[part] for part in ("weights", "CUDA graphs", "context")} if sleeps else engine
     beside = {"rollout": engine, "publish": awake}
     return {phase: {**parts, **_named(beside.get(phase, asleep))} for phase, parts in learner.items()}
 

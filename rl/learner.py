@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cluster.device import current_device, peak_memory_bytes
+from cluster.device import current_device, peak_memory_bytes, release_cached_memory
 from rl.advantages import (
     KlController,
     gae,
@@ -36,7 +36,7 @@ from rl.losses import (
     reply_weights,
     value_loss,
 )
-from rl.micro_batches import MicroBatch, deal_rows, lay_out, sizes_of
+from rl.micro_batches import MicroBatch, deal_rows, lay_out, rows_of, sizes_of
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.publisher import Publisher
 from rollout.tokenizer import load_tokenizer
@@ -75,7 +75,7 @@ class PpoLearner:
             weight_decay=ppo.weight_decay,
             max_grad_norm=ppo.max_grad_norm,
         )
-        self._publisher = Publisher(recipe, self._zero, self._device)
+        self._publisher = Publisher(recipe, self._zero)
         self._kl = KlController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
         self._updates = 0
 
@@ -339,6 +339,10 @@ class PpoLearner:
         """
         return self._publisher.publish(client, version, connect)
 
+    def make_room(self) -> None:
+        """Give back device memory that holds nothing: an engine on the same device is about to wake."""
+        release_cached_memory(self._device)
+
     def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
         """Send one tensor group again: how a bad publish is traced to its tensors."""
         self._publisher.resend(client, version, group)
@@ -357,20 +361,11 @@ class PpoLearner:
         answers: list[list[float]] = []
         micro = self._recipe.learner.micro_batch
         for part in (sequences[start : start + micro] for start in range(0, len(sequences), micro)):
-            lengths_R = torch.tensor([len(prompt) + len(reply) for prompt, reply in part])
-            positions_RW = torch.arange(int(lengths_R.max())).repeat(len(part), 1)
-            real_RW = positions_RW < lengths_R[:, None]
-            tokens_RW = torch.zeros_like(positions_RW)
-            tokens_RW[real_RW] = torch.tensor([token for prompt, reply in part for token in (*prompt, *reply)])
-            firsts_R = torch.tensor([len(prompt) - 1 for prompt, _ in part])
-            mask_RV = (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]
-            tokens_RW, positions_RW, count_RW, chosen_RV = (
-                tensor.to(self._zero.device) for tensor in (tokens_RW, positions_RW, real_RW.long(), mask_RV)
-            )
+            rows = rows_of(part)
+            tokens_RW, positions_RW, count_RW, mask_RV = (tensor.to(self._zero.device) for tensor in rows)
             with torch.no_grad():
-                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, None, count_RW, chosen_RV, 1.0))
-            logprobs_RV = stats.logprobs_RV.cpu()
-            answers += [logprobs[mask].tolist() for logprobs, mask in zip(logprobs_RV, mask_RV, strict=True)]
+                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, None, count_RW, mask_RV, 1.0))
+            answers += [logprobs[mask].tolist() for logprobs, mask in zip(stats.logprobs_RV, mask_RV, strict=True)]
         return answers
 
     def save(self, folder: Path) -> dict[str, float]:

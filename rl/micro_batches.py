@@ -177,3 +177,15 @@ def _within(replies: Sequence[int], tokens: int, sizes: Sizes) -> list[Row]:
             family = (*family, reply)
         families.append(family)
     return families
+
+
+def rows_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(prompt ids, reply ids) that belong to no batch as rows, each its own: tokens_RW, positions_RW, count_RW and mask_RV, as in
+    `MicroBatch`."""
+    lengths_R = torch.tensor([len(prompt) + len(reply) for prompt, reply in pairs])
+    positions_RW = torch.arange(int(lengths_R.max())).repeat(len(pairs), 1)
+    real_RW = positions_RW < lengths_R[:, None]
+    tokens_RW = torch.zeros_like(positions_RW)
+    tokens_RW[real_RW] = torch.tensor([token for prompt, reply in pairs for token in (*prompt, *reply)])
+    firsts_R = torch.tensor([len(prompt) - 1 for prompt, _ in pairs])
+    return tokens_RW, positions_RW, real_RW.long(), (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]

@@ -11,7 +11,7 @@ from cluster.device_table import parse_cluster
 from cluster.findings import size
 from cluster.settings import SettingsError, overrides
 from rl.config import PpoRecipe
-from rl.layout_plan import COLOCATED_UTILIZATION, KV, DeviceUse, Layout, LayoutPlan, lay_out
+from rl.layout_plan import KV, DeviceUse, LayoutPlan, lay_out
 from rl.memory_model import Overheads
 from rl.model_shape import find_shape
 from rl.remedies import remedies
@@ -29,7 +29,6 @@ class PlanOptions:
 
     nodes: int = 1
     devices: str = "8xH100-80GB"  # of a node: COUNTxNAME of the table, or COUNTxNAME:MEMORYGB
-    layout: Layout = "dedicated"
     overheads: Overheads = field(default_factory=Overheads)
     assumed: Assumptions = field(default_factory=Assumptions)
 
@@ -38,19 +37,16 @@ def options(words: Sequence[str]) -> tuple[PlanOptions, list[str]]:
     """The options of `attune plan` among the words after the recipe, and the words that are the recipe's settings."""
     found, rest = dict[str, str](), list[str]()
     for name, values in overrides(words):
-        if name in ("nodes", "devices", "layout"):
+        if name in ("nodes", "devices"):
             if len(values) != 1:
                 raise SettingsError(f"--{name} takes one word, got {' '.join(values) or 'none'!r}")
             found[name] = values[0]
         else:
             rest += [f"--{name}", *values]
-    nodes, layout = found.get("nodes", "1"), found.get("layout", PlanOptions.layout)
+    nodes = found.get("nodes", "1")
     if not nodes.isdigit():
         raise SettingsError(f"--nodes must be a whole number, is {nodes!r}")
-    if layout not in ("dedicated", "colocated"):
-        raise SettingsError(f"--layout must be dedicated or colocated, is {layout!r}")
-    chosen: Layout = "colocated" if layout == "colocated" else "dedicated"
-    return PlanOptions(int(nodes), found.get("devices", PlanOptions.devices), chosen), rest
+    return PlanOptions(int(nodes), found.get("devices", PlanOptions.devices)), rest
 
 
 def plan(recipe: PpoRecipe | SftRecipe, chosen: PlanOptions) -> bool:
@@ -58,17 +54,19 @@ def plan(recipe: PpoRecipe | SftRecipe, chosen: PlanOptions) -> bool:
     cluster = parse_cluster(chosen.nodes, chosen.devices)
     shape, where = find_shape(recipe.model.path, recipe.model.tiny, _cached(recipe.model.path, recipe.model.revision))
 
-    def planned(candidate: PpoRecipe | SftRecipe, layout: Layout) -> LayoutPlan:
-        return lay_out(candidate, shape, cluster, layout, chosen.overheads)
+    def planned(candidate: PpoRecipe | SftRecipe) -> LayoutPlan:
+        return lay_out(candidate, shape, cluster, chosen.overheads)
 
-    found = planned(recipe, chosen.layout)
+    found = planned(recipe)
     active = f"{_count(shape.parameters)} parameters, {_count(shape.active)} active per token"
     print(f"model      {recipe.model.path or 'tiny'}: {active} ({where})")
     held, trained = _count(found.counts.held), _count(found.counts.trained)
     print(f"           the learner holds {held} and trains {trained} ({recipe.model.tuning})")
     print(f"cluster    {cluster}: {size(cluster.device.memory)} each ({cluster.device.source})")
-    shared = f"; an engine takes {COLOCATED_UTILIZATION:.0%} of a device" if chosen.layout == "colocated" else ""
-    print(f"layout     {chosen.layout}, {sum(use.count for use in found.uses)} devices{shared}")
+    shared = ""
+    if isinstance(recipe, PpoRecipe) and found.layout != "dedicated":
+        shared = f"; an engine takes {recipe.placement.memory_utilization:.0%} of a learner's device"
+    print(f"layout     {found.layout}, {sum(use.count for use in found.uses)} devices{shared}")
     for use in found.uses:
         print(*table(use), sep="\n")
     print(*speed(found, chosen.assumed), sep="\n")
@@ -85,7 +83,7 @@ def plan(recipe: PpoRecipe | SftRecipe, chosen: PlanOptions) -> bool:
     for remedy in helpful:
         margin = min(1 - use.peak / use.capacity for use in remedy.plan.uses)
         step = estimate(remedy.plan, chosen.assumed).total
-        print(f"fits with  {remedy.words(chosen.layout)}   (margin {margin:.0%}, step about {step:.0f} s)")
+        print(f"fits with  {remedy.words()}   (margin {margin:.0%}, step about {step:.0f} s)")
     if not helpful:
         print("           nothing that was tried makes it fit: take more or larger devices, or a smaller model")
     return False
@@ -117,9 +115,10 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
     """Estimated seconds of a step, and what they assume."""
     step = estimate(found, assumed)
     if isinstance(found.recipe, PpoRecipe):
-        way = "CUDA IPC" if found.layout == "colocated" else "links of a node"
-        way = "the network between nodes" if found.spans_nodes else way
-        yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {way}"
+        near = ["CUDA IPC"] if found.layout != "dedicated" else []
+        links = "the network between nodes" if found.spans_nodes else "links of a node"
+        ways = [*near, *([links] if found.layout != "colocated" else [])]
+        yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {' and '.join(ways)}"
         yield (
             f"step       about {step.total:.0f} s: rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, "
             f"update {step.update:.0f}, publish {step.publish:.1f}; every row as long as it may be"

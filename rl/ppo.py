@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 
-from cluster.placement import NO_DEVICES, Claim, Placement, connect, has_gpus, require_room
+from cluster.placement import NO_DEVICES, Placement, connect, has_gpus, require_room
 from cluster.tracking import Clock, ConsoleTracker, Stages, Trackers, TuneTracker
 from eval.run_directory import RunState
 from rewards.experts.interface import Experts
@@ -24,9 +24,10 @@ from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
 from rl.endings import reported
 from rl.fleet import FLEET as LEARNER
-from rl.fleet import LearnerFleet, Probe
+from rl.fleet import LearnerFleet, Probe, seated
 from rl.heldout import Evaluator, Watch, check_metrics, held_out_prompts
 from rl.intake import check_input, check_publish, with_model
+from rl.layout import claims, sharing
 from rl.loop import train
 from rl.records import (
     PROCESSES,
@@ -75,13 +76,13 @@ def run(recipe: PpoRecipe) -> Path:
         with stage("connecting to Ray"):
             connect()
             check_publish(recipe, on_gpu=has_gpus())
-            require_room(claims(recipe))  # before minutes of warm-up
+            require_room(claims(recipe, on_gpu=has_gpus()))  # before minutes of warm-up
             require_routing(recipe.rollout)
         recipe = with_model(recipe, corpus, directory)
         write_atomically(
             directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1)
         )
-        placement = Placement(claims(recipe))
+        placement = Placement(claims(recipe, on_gpu=has_gpus()))
         try:
             with expert_opinions(recipe, directory) as experts:
                 with stage("starting engines, learner and rewards"):
@@ -102,8 +103,13 @@ class Job:
         self.recipe, self.directory = recipe, directory
         chat = Chat(load_tokenizer(recipe.model.path, recipe.model.revision), system=recipe.prompts.system)
         self.held_out = held_out_prompts(recipe, corpus, chat) if recipe.evaluation.every else []
+        ranks = seated(recipe, placement, environment={} if has_gpus() else NO_DEVICES)
         self.engine = RolloutFleet(
-            spec_of(recipe, chat.end_ids), recipe.rollout.engines, placement, restarts=recipe.rollout.restarts
+            spec_of(recipe, chat.end_ids),
+            recipe.rollout.engines,
+            placement,
+            restarts=recipe.rollout.restarts,
+            sharing=sharing(recipe, ranks.places),
         )
         self.reward = RewardFleet(recipe.rewards, placement, environment=reward_environment(recipe), experts=experts)
         limit = recipe.prompts.max_context_tokens
@@ -118,13 +124,12 @@ class Job:
             recipe.seed,
         )
         self.learner = LearnerFleet(
-            recipe,
-            placement,
-            probes(corpus_prompts, chat, recipe),
-            directory / "diverged",
-            environment={} if has_gpus() else NO_DEVICES,
+            recipe, placement, probes(corpus_prompts, chat, recipe), directory / "diverged", ranks=ranks
         )
         self.engine.on_replace(lambda: self.learner.republish(self.engine))
+        self.learner.on_work(self.engine.sleep)
+        self.engine.settle()
+        self.learner.build()
 
     def ready(self) -> None:
         """Wait until every actor is built; what one of them raised is raised here. `processes.json` says which is which."""
@@ -230,16 +235,6 @@ def expert_opinions(recipe: PpoRecipe, directory: Path) -> Iterator[Experts | No
 def reward_environment(recipe: PpoRecipe) -> dict[str, str]:
     """The environment of processes that read texts."""
     return {"OMP_NUM_THREADS": str(max(int(recipe.rewards.cpus), 1))}
-
-
-def claims(recipe: PpoRecipe) -> list[Claim]:
-    """What the recipe asks of the cluster, fleet by fleet."""
-    rollout, learner, on_gpu = recipe.rollout, recipe.learner, has_gpus()
-    return [
-        Claim(ROLLOUT, rollout.engines, rollout.cpus, rollout.tensor_parallel if on_gpu else 0),
-        Claim(LEARNER, learner.ranks, learner.cpus, learner.gpus if on_gpu else 0),
-        Claim(REWARDS, recipe.rewards.actors, recipe.rewards.cpus, 0),
-    ]
 
 
 def spec_of(recipe: PpoRecipe, end_ids: tuple[int, ...]) -> EngineSpec:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cluster.device import Device
 from cluster.pool import ReplicaSilent
 from rl.config import PpoRecipe
 from rollout.weight_stream import (
@@ -31,7 +30,7 @@ class Publisher:
     says what this rank is at.
     """
 
-    def __init__(self, recipe: PpoRecipe, zero: ZeroEngine, device: Device) -> None:
+    def __init__(self, recipe: PpoRecipe, zero: ZeroEngine) -> None:
         from rl.zero import (  # the driver names who holds this, and saves DeepSpeed's seconds
             AdapterStream,
             PolicyStream,
@@ -48,10 +47,9 @@ class Publisher:
             if self._part == "adapter"
             else PolicyStream(zero, policy, only_trained=self._part == "merged", progress=self.progress)
         )
-        transfer = recipe.rollout.weight_transfer
-        self._transfer = ("shared_memory" if device.kind == "cpu" else "nccl") if transfer == "auto" else transfer
         self._sender = SharedMemorySender(progress=self.progress)
-        self._trainer: Any = None  # vLLM's
+        self._ways: set[str] = set()  # of the last publish: two where some engines are on the learner's devices
+        self._trainers: dict[str, Any] = {}  # vLLM's, by way
 
     def publish(self, client: EngineSyncClient, version: int, connect: bool) -> dict[str, float]:
         """`PpoLearner.publish`: metrics `publish/bytes` (what the engines are given to read) and `publish/seconds`.
@@ -78,7 +76,7 @@ class Publisher:
         """What `resend` can send alone: through shared memory each tensor group, or the adapter; by CUDA nothing."""
         if self._part == "adapter":
             return [_ADAPTER]
-        return [group.name for group in self._stream] if self._transfer == "shared_memory" else []
+        return [group.name for group in self._stream] if self._ways == {"shared_memory"} else []
 
     def _send(self, client: EngineSyncClient, version: int, connect: bool) -> int:
         if self._part == "adapter":
@@ -86,24 +84,30 @@ class Publisher:
                 return _only_gather(self._stream)
             rank, alpha = self._lora.rank, self._lora.alpha
             return self._sender.send_adapter(self._stream, client, version, rank=rank, alpha=alpha)
-        if self._transfer == "shared_memory":
-            return self._send_shared(self._stream, client, version, connect)
-        return self._send_cuda(client, version, connect)
+        ways = client.by_transfer()
+        self._ways = set(ways)
+        return sum(self._send_by(way, engines, version, connect) for way, engines in ways.items())
+
+    def _send_by(self, way: str, engines: EngineSyncClient, version: int, connect: bool) -> int:
+        if way == "shared_memory":
+            return self._send_shared(self._stream, engines, version, connect)
+        return self._send_cuda(way, engines, version, connect)
 
     def _send_shared(self, stream: WeightStream, client: EngineSyncClient, version: int, connect: bool) -> int:
         if self._rank != 0:
             return _only_gather(stream)
         return self._sender.send(stream, client, version, connect=connect)
 
-    def _send_cuda(self, client: EngineSyncClient, version: int, connect: bool) -> int:
+    def _send_cuda(self, way: str, client: EngineSyncClient, version: int, connect: bool) -> int:
         from rollout.vllm_weights import cuda_publish, cuda_trainer
 
-        if connect or self._trainer is None:
-            self.progress.doing = f"waiting for the engines' {self._transfer} handshake"
-            if self._trainer is not None:
-                self._trainer.shutdown()
-            self._trainer = cuda_trainer(self._transfer, self._stream, client, rank=self._rank)
-        cuda_publish(self._trainer, client, version)
+        trainer = self._trainers.get(way)
+        if connect or trainer is None:
+            self.progress.doing = f"waiting for the engines' {way} handshake"
+            if trainer is not None:
+                trainer.shutdown()
+            trainer = self._trainers[way] = cuda_trainer(way, self._stream, client, rank=self._rank)
+        cuda_publish(trainer, client, version)
         return sum(spec.bytes for spec in self._stream.specs())
 
 

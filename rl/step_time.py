@@ -52,16 +52,17 @@ def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
     annotate = micros * 3 * max(forward, _gather(plan, assumed))  # policy, reference, critic
     update = recipe.ppo.epochs * micros * 2 * _micro_step(plan, assumed, tokens)
     rollout, waves = _rollout(plan, recipe, assumed)
-    sent = publish_bytes(plan)
-    rate = device.network if plan.spans_nodes else device.link
-    if plan.layout == "colocated":
-        rate = device.hbm / 2  # CUDA IPC: read and written on the device itself
-    publish = sent / (rate * assumed.link_share) + _gather(plan, assumed) + assumed.publish_overhead
-    return StepTime(rollout, annotate, update, publish, sent, waves)
+    near = [device.hbm / 2] if plan.layout != "dedicated" else []  # CUDA IPC: read and written on the device itself
+    far = [device.network if plan.spans_nodes else device.link] if plan.layout != "colocated" else []
+    sent, ways = publish_bytes(plan), [*near, *far]  # one after the other, each with a pass over all weights
+    publish = (
+        sum(sent / (rate * assumed.link_share) + _gather(plan, assumed) for rate in ways) + assumed.publish_overhead
+    )
+    return StepTime(rollout, annotate, update, publish, len(ways) * sent, waves)
 
 
 def publish_bytes(plan: LayoutPlan) -> float:
-    """Bytes that a publish sends: every weight, or with adapters those of the groups that hold some, merged."""
+    """Bytes that a publish sends by each of its ways: every weight, or with adapters those of the groups that hold some, merged."""
     recipe, shape = plan.recipe, plan.shape
     width = BYTES[recipe.model.dtype]
     if recipe.model.tuning == "full":

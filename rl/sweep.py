@@ -36,9 +36,10 @@ def _run_ppo(recipe: PpoRecipe) -> Path:
 
 
 def _ppo_claims(recipe: PpoRecipe) -> list[Claim]:
-    from rl.ppo import claims
+    from cluster.placement import has_gpus
+    from rl.layout import claims
 
-    return claims(recipe)
+    return claims(recipe, on_gpu=has_gpus())
 
 
 def _run_sft(recipe: SftRecipe) -> Path:

@@ -15,7 +15,7 @@ WeightTransfer = Literal["auto", "shared_memory", "nccl", "ipc"]
 class RolloutConfig:
     """The fleet of vLLM engines.
 
-    On CUDA each engine has `tensor_parallel` devices of its own; on CPU it computes on `threads` cores.
+    On CUDA each engine has `tensor_parallel` devices of one node (whose else they are: `rl.layout`); on CPU `threads` cores.
     """
 
     engines: int = 1
@@ -27,7 +27,7 @@ class RolloutConfig:
     kv_cache_gb: float = 0.0  # 0: vLLM decides from memory_utilization (on CPU an explicit size starts faster)
     memory_utilization: float = 0.9
     eager: bool = False  # True: no compilation and no CUDA graphs
-    weight_transfer: WeightTransfer = "auto"  # auto: shared_memory on CPU, nccl on CUDA
+    weight_transfer: WeightTransfer = "auto"  # CPU: shared_memory; CUDA: ipc on the learner's devices, nccl elsewhere
     router_replay: bool = False  # Mixtral on CUDA: the learner's log-probs take the experts that the engine chose
     restarts: int = 3  # how many dead engines a run replaces before it gives up
     max_lag: int = (
@@ -68,3 +68,4 @@ class EngineSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     adapter_rank: int = 0  # of the LoRA adapter that publishes bring; 0: they bring weights
     adapter_targets: tuple[str, ...] = ()  # the modules that it adapts
+    sleep_level: Literal[0, 1, 2] = 0  # how the engine gives its device to the learner (`rollout.sharing`); 0: never

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import RayActorError
 from cluster.placement import NO_DEVICES, Placement, has_gpus
 from cluster.pool import Pool, ReplicaSilent
 from rollout.engine_config import EngineSpec, RolloutConfig
+from rollout.sharing import Sharing
 from rollout.types import Prompt, Rollout, Sampling
 
 FLEET = "rollout engine"
@@ -32,19 +34,34 @@ class EngineClient:
         tensor_parallel: int,
         version: int | None = None,
         deadline: float | None = None,
+        transfers: Sequence[str] = (),
     ) -> None:
+        """`transfers`: by engine, how weights reach it (`EngineSpec.weight_transfer`)."""
         self._engines = list(engines)
         self._tensor_parallel = tensor_parallel
         self._version = version
         self._deadline = deadline  # on this process's monotonic clock
+        self._transfers = list(transfers)
 
     def at(self, version: int) -> EngineClient:
         """The same engines; an update that names no version (vLLM's own trainers) finishes as `version`."""
-        return EngineClient(self._engines, self._tensor_parallel, version, self._deadline)
+        return self._but(_version=version)
 
     def within(self, seconds: float) -> EngineClient:
         """The same engines; an answer that is not there `seconds` from now is waited for no longer (ReplicaSilent)."""
-        return EngineClient(self._engines, self._tensor_parallel, self._version, time.monotonic() + seconds)
+        return self._but(_deadline=time.monotonic() + seconds)
+
+    def by_transfer(self) -> dict[str, EngineClient]:
+        """The engines that weights reach in one way, way by way: a publish is made once for each."""
+        engines: dict[str, list[ActorHandle[Any]]] = {}
+        for transfer, engine in zip(self._transfers, self._engines, strict=True):
+            engines.setdefault(transfer, []).append(engine)
+        return {way: self._but(_engines=some, _transfers=[way] * len(some)) for way, some in engines.items()}
+
+    def _but(self, **changed: Any) -> EngineClient:
+        other = copy(self)
+        vars(other).update(changed)
+        return other
 
     @property
     def engines(self) -> tuple[ActorHandle[Any], ...]:
@@ -95,7 +112,8 @@ class EngineClient:
 class RolloutFleet:
     """N engines behind one `generate`. A dead engine is replaced, given the current weights, and asked again.
 
-    `engine` is the class of an engine, built from `spec`; None: `VllmEngine`, to whose methods any other answers too.
+    `engine` is the class of an engine, built from `spec`; None: `VllmEngine`, to whose methods any other answers too. Engines that
+    share devices with the learner (`sharing`) sleep when they are told to, and wake by themselves for whatever they are asked next.
     """
 
     def __init__(
@@ -106,8 +124,12 @@ class RolloutFleet:
         *,
         restarts: int,
         engine: Callable[[EngineSpec], object] | None = None,
+        sharing: Sharing = Sharing(),  # noqa: B008  frozen
     ) -> None:
         self._spec = spec
+        self._specs = [sharing.spec(spec, index) for index in range(engines)]
+        self._near = sum(1 for devices in sharing.devices if devices)
+        self._sleepers = self._near if sharing.sleep_level else 0
         self._engine = engine
         self._placement = placement
         self._pool = Pool(FLEET, engines, self._spawn, restarts=restarts)
@@ -115,10 +137,11 @@ class RolloutFleet:
     def _spawn(self, index: int) -> ActorHandle[Any]:
         from rollout.vllm_engine import VllmEngine
 
-        environment = {**self._spec.environment, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        spec = self._specs[index]
+        environment = {**spec.environment, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         options = self._placement.options(FLEET, index)
         actor = ray.remote(self._engine or VllmEngine)
-        return actor.options(runtime_env={"env_vars": environment}, **options).remote(self._spec)
+        return actor.options(runtime_env={"env_vars": environment}, **options).remote(spec)
 
     def ready(self) -> list[int]:
         """Wait until every engine can generate; their process ids."""
@@ -145,7 +168,39 @@ class RolloutFleet:
 
     def client(self) -> EngineClient:
         """The control plane of the engines that live now."""
-        return EngineClient(self._pool.replicas, self._spec.tensor_parallel)
+        transfers = [spec.weight_transfer for spec in self._specs]
+        return EngineClient(self._pool.replicas, self._spec.tensor_parallel, transfers=transfers)
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether engines compute on the learner's devices."""
+        return self._near > 0
+
+    def settle(self) -> None:
+        """Return when the learner may load: at once where it has its devices alone, else when the engines there sleep.
+
+        vLLM measures a device's memory while it starts: nobody else may change it then.
+        """
+        from rollout.vllm_engine import VllmEngine
+
+        self._pool.map(VllmEngine.ready, [()] * self._near)
+        self.sleep()
+
+    def sleep(self) -> None:
+        """Leave shared devices to the learner; on return it has them. Engines with devices of their own stay awake."""
+        from rollout.vllm_engine import VllmEngine
+
+        deaths = -1
+        while self._sleepers and deaths != self._pool.deaths:  # a replacement was given weights: that woke the others
+            deaths = self._pool.deaths
+            self._pool.map(VllmEngine.sleep, [()] * self._sleepers)
+
+    def rest_seconds(self) -> dict[str, float]:
+        """`time/sleep_s` and `time/wake_s` since last asked for, of the slowest engine; none where none sleeps."""
+        from rollout.vllm_engine import VllmEngine
+
+        told = self._pool.map(VllmEngine.rest_seconds, [()] * self._sleepers)
+        return {name: max(seconds.get(name, 0.0) for seconds in told) for seconds in told[:1] for name in seconds}
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """`sampling.n` rollouts per prompt, in prompt order (`RolloutEngine.generate`).

@@ -16,6 +16,7 @@ import psutil
 
 from rollout.engine_config import EngineSpec
 from rollout.fields import read_labels
+from rollout.sharing import Rest
 from rollout.tokenizer import load_tokenizer
 from rollout.types import NO_ROUTING, Finish, Prompt, Rollout, Routing, Sampling, VersionSpan
 
@@ -84,6 +85,7 @@ class VllmEngine:
                 kv_cache_memory_bytes=spec.kv_cache_bytes,
                 gpu_memory_utilization=spec.memory_utilization,
                 enforce_eager=spec.eager,
+                enable_sleep_mode=spec.sleep_level > 0,
                 enable_chunked_prefill=spec.chunked_prefill,
                 max_num_batched_tokens=spec.max_batched_tokens,
                 seed=0,
@@ -97,6 +99,7 @@ class VllmEngine:
                 **_lora_arguments(spec.adapter_rank, spec.adapter_targets),
             )
         )
+        self._rest = Rest(self._llm, spec.sleep_level)
 
     @ends_with_its_core
     async def ready(self) -> int:
@@ -160,6 +163,7 @@ class VllmEngine:
 
         queues = []
         async with self._gate:
+            await self._rest.wake()
             if together:  # vLLM waits 20 ms each time that it pauses
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
             if self._stale_prefixes:
@@ -191,6 +195,7 @@ class VllmEngine:
     async def start_weight_update(self) -> None:
         """Replies under way stop where they are until the update is finished."""
         await self._gate.acquire()
+        await self._rest.wake_weights()
         if self._calls:
             await self._llm.pause_generation(mode="keep", clear_cache=False)
         await self._llm.start_weight_update()
@@ -208,6 +213,7 @@ class VllmEngine:
         await self._llm.finish_weight_update(weight_version)
         await self._forget_prefixes()
         await self._llm.resume_generation()
+        self._rest.renewed()
         self._gate.release()
 
     async def _forget_prefixes(self) -> None:
@@ -221,6 +227,7 @@ class VllmEngine:
         from rollout.vllm_weights import ADAPTER_ID
 
         async with self._gate:
+            await self._rest.wake_weights()
             if self._calls:
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
             await self._llm.collective_rpc("receive_adapter", args=(update,))
@@ -229,6 +236,17 @@ class VllmEngine:
             await self._llm.update_weight_version(weight_version)
             await self._forget_prefixes()
             await self._llm.resume_generation()
+
+    @ends_with_its_core
+    async def sleep(self) -> None:
+        """Leave a shared device to the learner (`rollout.sharing.Rest.sleep`)."""
+        async with self._gate:
+            assert not self._calls, "sleep would abort the replies under way"
+            await self._rest.sleep()
+
+    async def rest_seconds(self) -> dict[str, float]:
+        """`rollout.sharing.Rest.seconds`."""
+        return self._rest.seconds()
 
     async def end(self) -> None:
         """End this process and vLLM's own, which may have stopped for ever."""

@@ -27,7 +27,13 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rollout.weight_stream import EngineSyncClient, SharedMemoryUpdate, WeightStream, read_shared_memory
+from rollout.weight_stream import (
+    CHUNK_BYTES,
+    EngineSyncClient,
+    SharedMemoryUpdate,
+    WeightStream,
+    read_shared_memory,
+)
 
 SHARED_MEMORY = "shared_memory"
 ADAPTER_ID = 1  # the one adapter of an engine
@@ -147,7 +153,9 @@ def cuda_trainer(
     elif backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-        info = IPCTrainerInitInfo(rank=rank, packed=True)
+        # one buffer of at least 1 GiB, which every tensor must fit in
+        largest = max((spec.bytes for spec in stream.specs()), default=0)
+        info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=max(largest, CHUNK_BYTES))
     else:
         raise ValueError(f"rollout.weight_transfer must be nccl or ipc on CUDA, is {backend!r}")
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=StreamSource(stream))

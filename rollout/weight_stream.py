@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -86,6 +86,10 @@ class EngineSyncClient(SyncClient, Protocol):
 
     def within(self, seconds: float) -> EngineSyncClient:
         """The same engines; an answer that is not there `seconds` from now is waited for no longer (ReplicaSilent)."""
+        ...
+
+    def by_transfer(self) -> Mapping[str, EngineSyncClient]:
+        """The engines that weights reach in one way, way by way."""
         ...
 
     def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:

@@ -91,6 +91,7 @@ def test_a_machine_that_can_run_the_recipe_passes(
         "prompts",
         "disk",
         "cluster",
+        "layout",
         "room",
         "publish",
         "nodes",

@@ -16,14 +16,15 @@ import pytest
 import ray
 import torch
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from cluster.tracking import Clock
 from rewards.types import Score
 from rl.batch import Batch, Experience, collate
 from rl.checkpoints import Checkpoints
 from rl.fleet import PublishMismatch
+from rl.layout import claims
 from rl.loop import attach, describe, step_sampling, train
-from rl.ppo import Job, claims
+from rl.ppo import Job
 from rollout.corpora import load
 from rollout.types import Finish, Rollout, Sampling
 from rollout.weight_stream import SharedMemorySender, TensorSpec, WeightGroup
@@ -47,7 +48,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     )  # fmt: skip
     recipe.directory.mkdir(parents=True)
     connect()
-    placement = Placement(claims(recipe))
+    placement = Placement(claims(recipe, on_gpu=has_gpus()))
     started = Job(recipe, load(recipe.corpus), placement, recipe.directory)
     started.ready()
     started.learner.publish(started.engine)

@@ -11,10 +11,11 @@ import pytest
 import ray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from rl.config import PpoRecipe, Shape
 from rl.fleet import PublishHung
-from rl.ppo import claims, spec_of
+from rl.layout import claims
+from rl.ppo import spec_of
 from rollout.chat import Chat
 from rollout.fleet import RolloutFleet
 from rollout.types import Prompt, Sampling
@@ -53,7 +54,7 @@ def test_published_is_sampled(shape: Shape, tmp_path: Path) -> None:
     transformers, from its own folder."""
     model = save_tiny(tmp_path / "model", shape)
     first = next(recipes(model, shape, tmp_path))
-    placement = Placement(claims(first))
+    placement = Placement(claims(first, on_gpu=has_gpus()))
     chat = Chat(AutoTokenizer.from_pretrained(model))
     engine = RolloutFleet(spec_of(first, chat.end_ids), 1, placement, restarts=0)
     gaps, learner = {}, None
@@ -95,7 +96,7 @@ def test_a_published_adapter_is_applied(tmp_path: Path) -> None:
         )
         for stage in (2, 3)
     ]  # fmt: skip
-    placement = Placement(claims(stages[0]))
+    placement = Placement(claims(stages[0], on_gpu=has_gpus()))
     chat = Chat(AutoTokenizer.from_pretrained(model))
     engine = RolloutFleet(spec_of(stages[0], chat.end_ids), 1, placement, restarts=1)
     learner = None

@@ -211,16 +211,16 @@ def test_parts_add_up_to_the_preflight_s_figure() -> None:
 # -- layouts, remedies, the command ----------------------------------------------------------------------------------
 
 
-def planned(recipe: Any, devices: str, nodes: int = 1, layout: Any = "dedicated") -> LayoutPlan:
+def planned(recipe: Any, devices: str, nodes: int = 1) -> LayoutPlan:
     shape, _ = find_shape(recipe.model.path, recipe.model.tiny)
-    return lay_out(recipe, shape, parse_cluster(nodes, devices), layout, Overheads())
+    return lay_out(recipe, shape, parse_cluster(nodes, devices), Overheads())
 
 
 def test_the_shipped_recipes_fit_where_they_say() -> None:
     """Mixtral on two nodes of eight 80 GB devices, and on one with engines beside ranks; Mistral on one of four."""
     assert planned(shipped("mixtral_8x7b"), "8xH100-80GB", nodes=2).fits
     assert not planned(shipped("mixtral_8x7b"), "8xH100-80GB").fits
-    assert planned(shipped("mixtral_8x7b"), "8xH100-80GB", layout="colocated").fits
+    assert planned(shipped("mixtral_8x7b", placement__mode="colocated"), "8xH100-80GB").fits
     assert planned(shipped("mistral_7b"), "4xA100-80GB").fits
     assert planned(shipped("sft_mixtral_8x7b"), "8xH100-80GB").fits
     assert planned(shipped("local"), "4xRTX4090").fits
@@ -246,23 +246,30 @@ def test_full_tuning_of_mixtral_fits_nowhere_near() -> None:
 def test_what_is_advised_fits(name: str, devices: str, knobs: dict[str, Any]) -> None:
     """A plan that does not fit gets remedies, and every one of them, tried by itself, fits."""
     failed = planned(shipped(name, **knobs), devices)
-    found = remedies(failed, lambda recipe, layout: planned(recipe, devices, layout=layout))
+    found = remedies(failed, lambda recipe: planned(recipe, devices))
     assert not failed.fits and found
     for remedy in found:
-        assert planned(changed(failed.recipe, remedy.changes), devices, layout=remedy.layout).fits, remedy.words(
-            "dedicated"
-        )
+        assert planned(changed(failed.recipe, remedy.changes), devices).fits, remedy.words()
 
 
 def test_an_engine_that_sleeps_gives_its_memory_to_the_rank_beside_it() -> None:
-    """Colocated, a phase holds the sum of both roles; while gradients are computed the engine's cache and weights are not there."""
+    """Colocated, a phase holds the sum of both roles; while gradients are computed the engine's cache and weights are not there,
+    unless it never sleeps. Mixed, devices are of that kind and of the engines' own, which publishes reach by a way of their own."""
     apart = planned(shipped("mixtral_8x7b"), "8xH100-80GB", nodes=2)
-    (use,) = planned(shipped("mixtral_8x7b"), "8xH100-80GB", layout="colocated").uses
+    colocated = planned(shipped("mixtral_8x7b", placement__mode="colocated"), "8xH100-80GB")
+    (use,) = colocated.uses
     learner = apart.uses[0]
     beside = sum(use.phases["gradients"].values()) - sum(learner.phases["gradients"].values())
     assert beside == pytest.approx(Overheads().context)
     assert use.phases["rollout"]["engine's weights"] == pytest.approx(MIXTRAL.parameters * 2 / 4)
     assert use.phases["publish"].get("KV cache", 0) == 0 < use.phases["rollout"]["KV cache"]
+    (awake,) = planned(shipped("mixtral_8x7b", placement__mode="colocated", placement__sleep=False), "8xH100-80GB").uses
+    assert awake.phases["gradients"]["KV cache"] == use.phases["rollout"]["KV cache"]
+    mixed = planned(shipped("mixtral_8x7b", placement__mode="mixed", rollout__engines=3), "8xH100-80GB", nodes=2)
+    assert mixed.uses == (use, replace(apart.uses[1], count=4))
+    ways = [estimate(plan, Assumptions()) for plan in (apart, colocated, mixed)]
+    assert ways[2].publish_bytes == ways[0].publish_bytes + ways[1].publish_bytes
+    assert ways[2].publish > max(ways[0].publish, ways[1].publish)
 
 
 def test_a_small_cache_bounds_the_replies_and_costs_waves() -> None:
@@ -301,13 +308,13 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) ->
     assert "verdict    fits" in capsys.readouterr().out
     assert main(["plan", "mixtral_8x7b", "--devices", "8xH100-80GB"]) == Exit.DOES_NOT_FIT
     said = capsys.readouterr().out
-    assert "problem    it takes 16 devices" in said and "fits with  --layout colocated" in said
+    assert "problem    it takes 16 devices" in said and "fits with  --placement.mode colocated" in said
     assert main(["plan", "mixtral_8x7b", "--learner.ranks", "4", "--rollout.engines", "1"]) == Exit.DONE
     assert main(["plan", "sft_mistral_7b", "--devices", "2xL40S"]) == Exit.DONE
     assert main(["plan", "mixtral_8x7b", "--devices", "8xABACUS"]) == Exit.WRONG_INPUT
     assert "ABACUS" in capsys.readouterr().err
-    with pytest.raises(SettingsError, match="--layout"):
-        options(["--layout", "sideways"])
+    with pytest.raises(SettingsError, match="--nodes"):
+        options(["--nodes", "two"])
 
 
 def test_a_plan_needs_no_torch() -> None:

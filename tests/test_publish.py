@@ -15,12 +15,13 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from rl.config import ModelConfig, PpoRecipe, PublishConfig, Shape, TinyConfig
 from rl.fleet import LearnerFleet, PublishHung
 from rl.intake import check_publish
+from rl.layout import claims
 from rl.policy import ActorCritic
-from rl.ppo import claims, spec_of
+from rl.ppo import spec_of
 from rl.tiny import build
 from rl.zero import AdapterStream, PolicyStream
 from rollout.fleet import FLEET, RolloutFleet
@@ -194,7 +195,7 @@ class StoppingFleet(RolloutFleet):
 def hung(recipe: PpoRecipe, folder: Path, *, stopped_rank: int | None) -> str:
     """What a publish says that hangs, on an engine or on the `stopped_rank`; nothing of it is left running."""
     connect()
-    placement = Placement(claims(recipe))
+    placement = Placement(claims(recipe, on_gpu=has_gpus()))
     try:
         engine = StoppingFleet(spec_of(recipe, (3,)), 2, placement, restarts=0)
         learner = LearnerFleet(recipe, placement, PROBES, folder)

@@ -19,14 +19,15 @@ from typing import Any
 
 import ray
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from cluster.tracking import Clock
 from rewards.panel import Measurement
 from rewards.types import Score, ScoredRollout
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
+from rl.layout import claims
 from rl.loop import train
-from rl.ppo import Job, claims
+from rl.ppo import Job
 from rollout.corpora import load
 from rollout.types import Rollout, Sampling
 from tests.ranks import learner_of
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         recipe.directory.mkdir(parents=True)
         connect()
-        placement = Placement(claims(recipe))
+        placement = Placement(claims(recipe, on_gpu=has_gpus()))
         try:
             job = Job(recipe, load(recipe.corpus), placement, recipe.directory)
             job.ready()

@@ -21,15 +21,16 @@ from unittest.mock import patch
 
 import ray
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from cluster.settings import load
 from cluster.tracking import Clock, Tracker, Trackers
 from rewards.types import ScoredRollout
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
 from rl.intake import with_model
+from rl.layout import claims
 from rl.loop import train
-from rl.ppo import Job, claims, spec_of
+from rl.ppo import Job, spec_of
 from rl.records import trackers, write_rollouts
 from rollout.chat import Chat
 from rollout.corpora import Corpus
@@ -236,7 +237,7 @@ def measure(recipe: PpoRecipe, corpus: Corpus, cell: Cell, args: Any) -> list[di
         threads=args.peer_threads, micro_batch=min(args.peer_micro_batch, cell.replies), experts=args.peer_experts,
         continuous=args.peer_continuous, folder=str(recipe.directory / "peer"),
     )  # fmt: skip
-    placement = Placement(claims(recipe))
+    placement = Placement(claims(recipe, on_gpu=has_gpus()))
     try:
         with patch("rl.ppo.spec_of", lambda recipe, _: spec_of(recipe, ends)):
             job = Job(recipe, corpus, placement, recipe.directory)

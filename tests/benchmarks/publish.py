@@ -17,7 +17,6 @@ import ray
 import torch
 from transformers import AutoTokenizer
 
-from cluster.device import current_device
 from cluster.placement import Claim, Placement, connect
 from cluster.workers import WorkerGroup
 from rl.config import PpoRecipe, PublishConfig, PublishedPart, TinyConfig
@@ -49,9 +48,7 @@ class Bench:
     def __init__(self, recipe: PpoRecipe) -> None:
         self.learner = PpoLearner(recipe)
         zero = self.learner._zero
-        self._publishers = {
-            part: Publisher(replace(recipe, publish=PublishConfig(what=part)), zero, current_device()) for part in PARTS
-        }
+        self._publishers = {part: Publisher(replace(recipe, publish=PublishConfig(what=part)), zero) for part in PARTS}
         self._adapter = [p for name, p in zero.engine.module.policy.named_parameters() if ".lora_" in name]
 
     def move(self, seed: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from cluster.tracking import Clock, Trackers
 from rewards.fleet import FLEET as REWARDS
 from rewards.fleet import RewardFleet
@@ -28,9 +28,9 @@ from rl.batch import collate
 from rl.checkpoints import Checkpoints
 from rl.config import CheckpointConfig, EvaluationConfig, LearnerConfig, ModelConfig, PpoConfig, TrackingConfig
 from rl.fleet import FLEET as LEARNER
-from rl.fleet import LearnerFleet
+from rl.fleet import LearnerFleet, seated
+from rl.layout import claims
 from rl.loop import train
-from rl.ppo import claims
 from rl.records import trackers, write_rollouts
 from rollout.config import PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
@@ -129,7 +129,7 @@ class Cluster:
     """Fleets of simulated parts on a private Ray, kept over several runs."""
 
     def __init__(self, recipe: SimulatedRecipe) -> None:
-        self.recipe, self.placement = recipe, Placement(claims(recipe), wait_s=600.0)
+        self.recipe, self.placement = recipe, Placement(claims(recipe, on_gpu=has_gpus()), wait_s=600.0)
         environment = {"PYTHONPATH": f"{lean(recipe.directory / 'lean')}{os.pathsep}{ROOT}"}
         spec = engine_spec(recipe.rollout, recipe.model.path, "", recipe.model.dtype, ())
         known = {f.name: getattr(spec, f.name) for f in fields(spec)}
@@ -147,9 +147,8 @@ class Cluster:
     def learner(self) -> Iterator[LearnerFleet]:
         """Fresh ranks, whose first publish is version 0."""
         probes = [(tuple(range(PROMPT_TOKENS)), tuple(range(32)))] * self.recipe.publish.probes
-        fleet = LearnerFleet(
-            self.recipe, self.placement, probes, self.recipe.directory / "diverged", learner=SimulatedLearner
-        )
+        ranks = seated(self.recipe, self.placement, learner=SimulatedLearner)
+        fleet = LearnerFleet(self.recipe, self.placement, probes, self.recipe.directory / "diverged", ranks=ranks)
         self.pids[LEARNER] = fleet.ready()
         self.engine.on_replace(lambda: fleet.republish(self.engine))
         try:

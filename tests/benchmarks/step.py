@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from cluster.findings import size
-from cluster.placement import Placement, connect
+from cluster.placement import Placement, connect, has_gpus
 from cluster.settings import flat, load
 from cluster.tracking import Clock, ConsoleTracker, Tracker, Trackers
 from rewards.types import ScoredRollout
@@ -26,8 +26,9 @@ from rl.batch import collate
 from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
 from rl.intake import with_model
+from rl.layout import claims
 from rl.loop import attach, step_sampling, train
-from rl.ppo import SHOWN, Job, claims
+from rl.ppo import SHOWN, Job
 from rl.records import PROCESSES, provenance, trackers, write_rollouts
 from rollout.corpora import Corpus
 from rollout.corpora import load as load_corpus
@@ -123,7 +124,7 @@ def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
     drawn = Sampling(sampling.n, sampling.max_tokens, sampling.temperature, recipe.seed)
     with memory.watched():
         connect()
-        placement = Placement(claims(recipe))
+        placement = Placement(claims(recipe, on_gpu=has_gpus()))
         try:
             job = Job(recipe, corpus, placement, recipe.directory)
             job.ready()
