@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_tiny(Path(folder) / "model"), Path(folder) / "runs", steps=args.steps, rollout__cpus=0.25,
             learner__cpus=0.25, rewards__cpus=0.25, prompts__per_step=8, sampling__n=4, sampling__max_tokens=args.max_tokens,
             learner__micro_batch=16, ppo__policy_lr=3e-3, ppo__critic_lr=3e-3, ppo__kl_coef=0.0, ppo__kl_target=None,
-            ppo__truncated="score", ppo__clip_high=1.0, rewards__actors=1, evaluation__every=0,
+            ppo__truncated="score", ppo__clip_high=1.0, evaluation__every=0,
         )  # fmt: skip
         recipe.directory.mkdir(parents=True)
         connect()
