@@ -135,9 +135,11 @@ def cpu_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
 
 def micro_tokens(recipe: PpoRecipe | SftRecipe) -> tuple[int, int]:
     """Tokens of the largest micro-batch, and the positions of them that train: rows as long as the recipe allows."""
-    rows = recipe.learner.micro_batch
+    ranks = recipe.learner.ranks
     if isinstance(recipe, SftRecipe):
+        rows = min(recipe.learner.micro_batch, -(-recipe.sft.batch // ranks))
         return rows * recipe.longest[1], rows * recipe.data.max_tokens
+    rows = min(recipe.learner.micro_batch, recipe.replies_per_step // ranks)
     return rows * (recipe.prompts.max_context_tokens + recipe.sampling.max_tokens), rows * recipe.sampling.max_tokens
 
 
