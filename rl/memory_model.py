@@ -173,7 +173,8 @@ def learner_phases(
     compute = {**rest, **states(recipe, counts), "gathers": live, "bucket": bucket}
     slack = overheads.slack * (activations + logits + live + bucket)
     gradients = {**compute, "activations": activations, "logits": logits, "fragments": slack}
-    averaged = counts.trained * width / (ranks if stage >= 2 else 1) if stage != 3 else 0.0
+    # ZeRO-1 and 2 hold the rank's gradients twice more for a moment: as reduced, and as flattened to be added up
+    averaged = 2 * counts.trained * width / ranks if stage in (1, 2) else 0.0
     reduce = {**compute, "gathers": 0.0, "update": averaged}
     largest = counts.trained / (2 if isinstance(recipe, PpoRecipe) else 1) / (ranks if stage else 1)
     apply = {
