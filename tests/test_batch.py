@@ -126,6 +126,20 @@ def test_nothing_is_written_in_place() -> None:
         batch.score_B = torch.zeros(3)  # type: ignore[misc]
 
 
+@given(scored=many, data=st.data())
+@settings(deadline=None)
+def test_a_dropped_reply_teaches_nothing_and_moves_nothing(scored: list[ScoredRollout], data: st.DataObject) -> None:
+    """Its row keeps its tokens, and has nothing on the mask; every other row is what it is without the drop."""
+    whole, row = collate(scored), data.draw(st.integers(0, len(scored) - 1))
+    item = scored[row]
+    scored[row] = replace(item, score=replace(item.score, dropped=True))
+    batch, others = collate(scored), torch.arange(len(scored)) != row
+    assert torch.equal(batch.tokens_BS, whole.tokens_BS) and torch.equal(batch.lengths_B, whole.lengths_B)
+    for name in ("mask_BT", "sampled_logprobs_BT", "versions_BT", "unfinished_B"):
+        assert not getattr(batch, name)[row].any(), name
+        assert torch.equal(getattr(batch, name)[others], getattr(whole, name)[others]), name
+
+
 @given(scored=many)
 @settings(deadline=None)
 def test_a_batch_that_travels_arrives_whole_and_is_not_copied(scored: list[ScoredRollout]) -> None:
