@@ -194,7 +194,8 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
     path = ROOT / "rl" / "recipes" / "local.toml"
     longest = SHORTEST_CONTEXT + max(cell.budget for cell in SWEEP) + 64
     shared = {**OURS, **dict(args.set), "runs": str(folder), "rollout.max_model_len": longest}
-    recipe = load(PpoRecipe, path, sample={**shared, "model.tiny.context": longest})
+    shared |= {"model.path": str(args.model.resolve())} if args.model else {"model.tiny.context": longest}
+    recipe = load(PpoRecipe, path, sample=shared)
     corpus = load_corpus(recipe.corpus)
     recipe.directory.mkdir(parents=True)
     recipe = with_model(recipe, corpus, recipe.directory)
