@@ -64,6 +64,7 @@ OURS: Mapping[str, Any] = {  # on top of the recipe: what the peer does too, and
     "rewards.length.band": BAND,
     "rewards.crisis.classifier": False,
     "sampling.n": GROUP,
+    "learner.micro_batch_tokens": 8192,
     "evaluation.every": 0,
     "tracking.tensorboard": True,
 }
@@ -177,9 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--peer", choices=["trl"], help="measure our step against this trainer's instead")
     group.add_argument("--peer-python", default=sys.executable, help="the interpreter that has it")
     group.add_argument("--sweep", action="store_true", help="every batch with every length, fixed and mixed")
-    group.add_argument(
-        "--cells", nargs="+", metavar="64x256xmixed", help="these: replies x tokens x fixed|mixed|natural"
-    )
+    group.add_argument("--cells", nargs="+", metavar="64:256:mixed", help="these: replies:tokens:fixed|mixed|natural")
     group.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting of ours"
     )
@@ -221,7 +220,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
 def chosen_cells(args: Any) -> Sequence[Cell]:
     """The cells that the command line names."""
     if args.cells:
-        return [Cell(int(a), int(b), c) for a, b, c in (word.split("x") for word in args.cells)]
+        return [Cell(int(a), int(b), c) for a, b, c in (word.split(":") for word in args.cells)]
     return SWEEP if args.sweep else HEADLINE
 
 
