@@ -121,7 +121,9 @@ class LearnerFleet:
         except NonFiniteLoss as error:
             self._failures.mkdir(exist_ok=True)
             path = self._failures / f"version-{self._version:06d}.pt"
-            torch.save(vars(experience), path)
+            torch.save(
+                {name: tensor.clone() for name, tensor in vars(experience).items()}, path
+            )  # off Ray's own memory
             raise NonFiniteLoss(f"{getattr(error, 'cause', error)}; its batch is in {path}") from error
         self._moved = True
         return report
