@@ -180,6 +180,19 @@ class SimulatedEngine:
         self._closing.clear()
         self._open.set()
 
+    async def load_adapter(self, update: dict[str, Any], weight_version: str) -> None:
+        """As `finish_weight_update`."""
+        await self.finish_weight_update(weight_version)
+
+    async def sleep(self) -> None:
+        """Its devices are its own."""
+
+    async def rest_seconds(self) -> dict[str, float]:
+        return {}
+
+    async def end(self) -> None:
+        os._exit(1)
+
     async def shutdown(self) -> None:
         """Nothing is held."""
 

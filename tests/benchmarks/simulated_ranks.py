@@ -109,6 +109,12 @@ class SimulatedLearner:
         self._journal.note("publish", started, cost)
         return {"publish/bytes": self._world.cost.publish_bytes, "publish/seconds": time.time() - started}
 
+    def make_room(self) -> None:
+        """There is nothing to give back."""
+
+    def doing(self) -> str:
+        return "asleep"
+
     def groups(self) -> list[str]:
         return []
 
