@@ -97,7 +97,7 @@ def pass_bytes(shape: ModelShape, trained: Trained, tokens: float, *, width: int
 def logits_bytes(shape: ModelShape, positions: float, *, scored: bool) -> float:
     """The most that the output layer and what follows it hold in float32, for `positions` trained positions.
 
-    `scored`: log-probs and entropy of PPO (logits, their exponential, three gradients); else cross-entropy (log-softmax, two
-    gradients).
+    `scored`: log-probs and entropy of PPO (logits, log-softmax, softmax, two gradients; one more where an entropy bonus is paid);
+    else cross-entropy (log-softmax, two gradients).
     """
     return positions * shape.vocabulary * 4 * (5 if scored else 3)

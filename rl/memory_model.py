@@ -51,11 +51,10 @@ def counts_of(recipe: PpoRecipe | SftRecipe, shape: ModelShape) -> Counts:
     if isinstance(recipe, SftRecipe):
         added = adapter if recipe.model.tuning in ("lora", "ia3", "prefix", "prompt") else 0
         return Counts(policy, policy + added, adapter or policy)
-    value_head = shape.hidden + 1
-    if recipe.model.tuning == "lora":
-        return Counts(policy, policy + 2 * adapter + value_head, 2 * adapter + value_head)
-    critic = policy - shape.head
-    return Counts(policy, 2 * policy + critic + value_head, policy + critic + value_head)
+    trained = adapter or policy
+    if recipe.ppo.has_critic:
+        trained += (adapter or policy - shape.head) + shape.hidden + 1  # the value head
+    return Counts(policy, policy + trained, trained)  # full: and the frozen reference; lora: and the base
 
 
 def _tuned(model, shape: ModelShape) -> int:  # type: ignore[no-untyped-def]
@@ -63,7 +62,7 @@ def _tuned(model, shape: ModelShape) -> int:  # type: ignore[no-untyped-def]
     gpt2 = shape.family == "gpt2"
     match model.tuning:
         case "lora":
-            return shape.adapter(model.lora)
+            return shape.adapter(model.lora, model.lora.target_parameters)
         case "ln":
             count = shape.norms
         case "bitfit":
@@ -139,8 +138,14 @@ def micro_tokens(recipe: PpoRecipe | SftRecipe) -> tuple[int, int]:
     if isinstance(recipe, SftRecipe):
         rows = min(recipe.learner.micro_batch, -(-recipe.sft.batch // ranks))
         return rows * recipe.longest[1], rows * recipe.data.max_tokens
-    rows = min(recipe.learner.micro_batch, recipe.replies_per_step // ranks)
-    return rows * (recipe.prompts.max_context_tokens + recipe.sampling.max_tokens), rows * recipe.sampling.max_tokens
+    longest = recipe.prompts.max_context_tokens + recipe.sampling.max_tokens
+    at_once = (
+        recipe.learner.micro_batch_tokens // longest or 1
+        if recipe.learner.micro_batch_tokens
+        else recipe.learner.micro_batch
+    )
+    rows = min(at_once, recipe.replies_per_step // ranks)
+    return rows * longest, rows * recipe.sampling.max_tokens
 
 
 def learner_phases(

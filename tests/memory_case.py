@@ -173,11 +173,14 @@ def ppo_step(case: Case, recipe):  # type: ignore[no-untyped-def]
     batch = Batch(
         tokens_BS=torch.randint(5, case.vocabulary, (rows, width), generator=generator),
         lengths_B=torch.full((rows,), width),
+        prompt_lengths_B=torch.full((rows,), case.prompt),
         mask_BT=mask_BT,
         sampled_logprobs_BT=torch.where(mask_BT, -1.0, 0.0),
         versions_BT=torch.zeros(rows, width - 1, dtype=torch.int64),
         score_B=torch.rand(rows, generator=generator),
         unfinished_B=torch.zeros(rows, dtype=torch.bool),
+        group_B=torch.arange(rows),
+        experts_BSLk=torch.zeros(rows, width, 0, 0, dtype=torch.int16),
     )
     return lambda: learner.update(learner.annotate(batch))
 

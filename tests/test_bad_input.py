@@ -396,6 +396,7 @@ import rl.ppo
 from cluster.placement import Placement
 from rewards.fleet import FLEET, RewardFleet
 from rl.__main__ import main
+from rl.layout import claims
 from rl.records import claimed
 from tests.reward_replies import GOOD, reply
 
@@ -421,7 +422,7 @@ def break_terms():
 
 def score(recipe):
     with claimed(recipe) as directory, rl.endings.reported(directory):
-        placement = Placement([claim for claim in rl.ppo.claims(recipe) if claim.fleet == FLEET])
+        placement = Placement([claim for claim in claims(recipe, on_gpu=False) if claim.fleet == FLEET])
         try:
             RewardFleet(recipe.rewards, placement, environment={}).score([reply(GOOD, sample=k) for k in range(2)])
         finally:

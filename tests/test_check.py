@@ -395,16 +395,17 @@ def test_the_encoder_is_looked_at_when_in_use(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_sharding_moves_bytes_and_loses_none(tmp_path: Path, ranks: int) -> None:
-    """Under ZeRO-3 the ranks together hold what one rank holds alone, and each higher stage lightens every rank."""
+    """Under ZeRO-3 the ranks together hold what one rank holds alone; each higher stage of ZeRO lightens every rank; without ZeRO
+    there is no float32 copy of the trained weights."""
     counts = Counts(policy=1000, held=3000, trained=2000)
 
     def a_rank(stage: int) -> int:
         return rank_bytes(quick_recipe(tmp_path, tmp_path, learner__ranks=ranks, learner__zero_stage=stage), counts)
 
     alone = 3000 * 4 + 2000 * (4 + 12)
-    assert ranks * a_rank(3) == alone == a_rank(0)
-    stages = [a_rank(stage) for stage in range(4)]
-    assert stages == sorted(stages, reverse=True) and (ranks == 1 or len(set(stages)) == 4)
+    assert ranks * a_rank(3) == alone == a_rank(0) + 2000 * 4
+    stages = [a_rank(stage) for stage in range(1, 4)]
+    assert stages == sorted(stages, reverse=True) and (ranks == 1 or len(set(stages)) == 3)
 
 
 def test_checkpoints_take_what_training_saves(tmp_path: Path) -> None:

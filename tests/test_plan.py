@@ -174,12 +174,13 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
     noise_BT = torch.randn(rows, width - 1)
 
     def step() -> None:
-        stats: TokenStats = module(Role.POLICY, tokens_BS, torch.full((rows,), width), mask_BT, 1.0)
+        positions_BS = torch.arange(width).repeat(rows, 1)
+        stats: TokenStats = module(Role.POLICY, tokens_BS, positions_BS, None, torch.ones_like(tokens_BS), mask_BT, 1.0)
         loss = policy_loss(
-            stats.logprobs_BT, stats.logprobs_BT.detach(), noise_BT, mask_BT, mask_BT.float(),
+            stats.logprobs_RV, stats.logprobs_RV.detach(), noise_BT, mask_BT, mask_BT.float(),
             tokens=100.0, clip_low=0.2, clip_high=0.2,
         ).loss  # fmt: skip
-        (loss - 0.0 * entropy_bonus(stats.entropy_BT, mask_BT, tokens=100.0)).backward()
+        (loss - 0.0 * entropy_bonus(stats.entropy_RV.detach(), mask_BT, tokens=100.0)).backward()
 
     step()
     width_bytes = {"float32": 4, "bfloat16": 2}[case.dtype]
