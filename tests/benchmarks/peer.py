@@ -125,7 +125,7 @@ class Peer:
     def _answer(self) -> dict[str, float]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):
+            if line.startswith('{"'):  # the trainer prints dictionaries of its own
                 return json.loads(line)
         raise SystemExit(f"the peer ended with exit code {self._process.wait()}:\n{self._log.read_text()[-2000:]}")
 
