@@ -143,7 +143,8 @@ class WorkerGroup:
     def start(self, limit_s: float, doing: Callable[..., str], method: Callable[..., R], *args: Any) -> Callable[[], R]:
         """Begin `rank0_within`; the returned function waits for the answer, `limit_s` seconds from when it is called."""
         self.build()
-        refs = [a.call.remote(method.__name__, args, rank == 0) for rank, a in enumerate(self._actors)]
+        shared = ray.put(args)
+        refs = [a.call.remote(method.__name__, shared, rank == 0) for rank, a in enumerate(self._actors)]
 
         def answer() -> R:
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +17,7 @@ from rewards.mixture import Mixture
 from rewards.panel import EXPERTS, Measurement, Panel
 from rewards.types import Score, ScoredRollout
 from rollout.fleet import deal
-from rollout.types import Rollout
+from rollout.types import NO_ROUTING, Rollout
 
 FLEET = "reward actor"
 
@@ -85,7 +86,7 @@ class RewardFleet:
         groups = [list(indices) for _, indices in groupby(range(len(rollouts)), lambda i: rollouts[i].prompt.id)]
         hands = deal([sum(len(rollouts[i].response_ids) for i in group) for group in groups], len(self._pool))
         shares = [[index for group in hand for index in groups[group]] for hand in hands]
-        answers = self._pool.map(Panel.measure, [([rollouts[i] for i in share],) for share in shares])
+        answers = self._pool.map(Panel.measure, [(spoken(rollouts[i] for i in share),) for share in shares])
         measured = {
             i: m for share, answer in zip(shares, answers, strict=True) for i, m in zip(share, answer, strict=True)
         }
@@ -111,3 +112,8 @@ class RewardFleet:
         self._mixture.load_state_dict({name: part for name, part in state.items() if name != EXPERTS})
         if self._experts is not None:
             self._experts.load_state_dict(state.get(EXPERTS, {}))
+
+
+def spoken(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """Rollouts as terms read them: without log-probs and routing, which are most of the bytes."""
+    return [replace(rollout, sampled_logprobs=(), routing=NO_ROUTING) for rollout in rollouts]

@@ -68,11 +68,10 @@ def layer_bytes(shape: ModelShape, trained: Trained, width: int) -> LayerBytes:
 
 
 def largest_gradient(shape: ModelShape, trained: Trained, width: int) -> float:
-    """Bytes of the largest gradient of one weight: a stack of experts', or the embedding's."""
+    """Bytes of the largest gradient of one weight of a layer; one of a whole stack of experts counts as one."""
     if not trained.full:
         return 0
-    layer = max((i * o * max(shape.experts, 1) for i, o in (shape.stacks or shape.modules).values()), default=0)
-    return width * layer
+    return width * max((i * o * max(shape.experts, 1) for i, o in (shape.stacks or shape.modules).values()), default=0)
 
 
 class PassBytes(NamedTuple):

@@ -36,7 +36,7 @@ from rl.losses import (
     reply_weights,
     value_loss,
 )
-from rl.micro_batches import MicroBatch, deal_rows, lay_out, rows_of, sizes_of
+from rl.micro_batches import MicroBatch, Sizes, deal_rows, lay_out, rows_of, sizes_of
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.publisher import Publisher
 from rollout.tokenizer import load_tokenizer
@@ -93,7 +93,7 @@ class PpoLearner:
         found_B3S = torch.zeros(batch.rows, 3, batch.tokens_BS.shape[1], device=zero.device)
         counts_LE = torch.zeros(0, 0, device=zero.device)
         with torch.no_grad():
-            parts = self._parts(batch, range(batch.rows))
+            parts = self._parts(batch, sizes_of(batch), range(batch.rows))
             later = self._update_says(len(parts))
             for part in parts:
                 if not later:
@@ -176,15 +176,15 @@ class PpoLearner:
 
         Raises NonFiniteLoss before the update that a NaN or infinite loss would make.
         """
-        assert experience.rows == self._recipe.replies_per_step, "accumulation is laid out for the recipe's batch"
         experience = _to(experience, self._device.torch)
         ppo, zero = self._recipe.ppo, self._zero
         totals, norms, ratio_max, made = torch.zeros(len(_COLUMNS), device=zero.device), [], 0.0, 0
         found_BS = torch.zeros(experience.tokens_BS.shape, device=zero.device)  # log-probs, of this rank's replies
+        sizes = sizes_of(experience)
         for _ in range(ppo.epochs):
             stop = False
             for rows in self._permutation(experience.rows).chunk(ppo.minibatches):
-                sums, ratio = self._minibatch(experience, rows.to(zero.device), found_BS)
+                sums, ratio = self._minibatch(experience, sizes, rows.to(zero.device), found_BS)
                 totals, ratio_max, made = totals + sums, max(ratio_max, ratio), made + 1
                 norms.append(zero.grad_norm)
                 if not math.isfinite(norms[-1]):
@@ -212,14 +212,14 @@ class PpoLearner:
         self._kl = self._kl.after(metrics["policy/kl"], experience.rows)
         return UpdateReport(metrics)
 
-    def _minibatch(self, experience: Experience, rows: Tensor, found_BS: Tensor) -> tuple[Tensor, float]:
+    def _minibatch(self, experience: Experience, sizes: Sizes, rows: Tensor, found_BS: Tensor) -> tuple[Tensor, float]:
         ppo, zero = self._recipe.ppo, self._zero
         tokens = max(float(experience.mask_BT[rows].sum()), 1.0)  # a minibatch of dropped replies has none
         real_tokens = float(experience.lengths_B[rows].sum())
         shares_BT = torch.zeros_like(experience.sampled_logprobs_BT)
         shares_BT[rows] = reply_weights(experience.mask_BT[rows], ppo.average, budget=self._recipe.sampling.max_tokens)
         sums, ratio_max, rates = torch.zeros(len(_COLUMNS), device=zero.device), 0.0, self._rates()
-        parts = self._parts(experience, rows.tolist())
+        parts = self._parts(experience, sizes, rows.tolist())
         for index, part in enumerate(parts):
             last, mask_RV, shares_RV = index + 1 == len(parts), part.mask_RV, part.place(shares_BT)
             stats = self._stats(Role.POLICY, part)
@@ -278,9 +278,9 @@ class PpoLearner:
             )
         self._zero.backward(loss, rates, last=last)
 
-    def _parts(self, batch: Batch, replies: Sequence[int]) -> list[MicroBatch]:
+    def _parts(self, batch: Batch, sizes: Sizes, replies: Sequence[int]) -> list[MicroBatch]:
         """This rank's micro-batches of the given replies; as many on every rank."""
-        learner, ranks, sizes = self._recipe.learner, self._zero.world_size, sizes_of(batch)
+        learner, ranks = self._recipe.learner, self._zero.world_size
         dealt = deal_rows(
             sizes, replies, ranks=ranks, micro_batch=learner.micro_batch, tokens=learner.micro_batch_tokens
         )
@@ -294,8 +294,7 @@ class PpoLearner:
         return values_RW
 
     def _ask(self, role: Role, part: MicroBatch, temperature: float) -> Any:
-        rows = part.tokens_RW, part.positions_RW, part.visible_RWW, part.count_RW, part.mask_RV
-        return self._zero(role, *rows, temperature, part.experts_RWLk)
+        return self._zero(role, part.rows, temperature)
 
     def _permutation(self, rows: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + self._updates)
@@ -361,11 +360,10 @@ class PpoLearner:
         answers: list[list[float]] = []
         micro = self._recipe.learner.micro_batch
         for part in (sequences[start : start + micro] for start in range(0, len(sequences), micro)):
-            rows = rows_of(part)
-            tokens_RW, positions_RW, count_RW, mask_RV = (tensor.to(self._zero.device) for tensor in rows)
+            rows = rows_of(part).to(self._zero.device)
             with torch.no_grad():
-                stats = TokenStats(*self._zero(Role.POLICY, tokens_RW, positions_RW, None, count_RW, mask_RV, 1.0))
-            answers += [logprobs[mask].tolist() for logprobs, mask in zip(stats.logprobs_RV, mask_RV, strict=True)]
+                stats = TokenStats(*self._zero(Role.POLICY, rows, 1.0))
+            answers += [logprobs[mask].tolist() for logprobs, mask in zip(stats.logprobs_RV, rows.mask_RV, strict=True)]
         return answers
 
     def save(self, folder: Path) -> dict[str, float]:
@@ -374,7 +372,7 @@ class PpoLearner:
         from rl.zero import PolicyStream
 
         self._zero.save(folder / "learner")
-        whole = PolicyStream(self._zero, self._zero.engine.module.policy, only_trained=False)
+        whole = PolicyStream(self._zero.engine.module.policy, only_trained=False)
         export_policy(whole, self._zero.engine.module.policy.config, folder / "policy", write=self._zero.rank == 0)
         if self._zero.rank == 0:
             load_tokenizer(self._recipe.model.path, self._recipe.model.revision).save_pretrained(folder / "policy")

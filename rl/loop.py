@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -70,16 +71,18 @@ def train(
     learner: Learner[AnyEngine],
     checkpoints: Checkpoints,
     trackers: Callable[[int], Tracker],
-    record: Callable[[int, Sequence[ScoredRollout]], None],
+    record: Callable[[int, Sequence[ScoredRollout]], object],
     clock: Clock,
+    write: Callable[[int, Sequence[ScoredRollout]], object] = lambda step, scored: None,
     evaluation: Evaluation[AnyEngine] | None = None,
     max_lag: int = 0,
     in_flight: bool = False,
 ) -> None:
     """Train for `steps` steps, from the newest checkpoint when there is one.
 
-    `sampling.seed` is the run's; every step derives its own. `record` keeps each step's rollouts; `trackers` opens the
-    trackers, told the first step. A step's row holds what `evaluation` says of the policy that it trains, the last row what
+    `sampling.seed` is the run's; every step derives its own. `write` puts each step's rollouts on disk, in a thread beside the
+    learner's work on them; `record` is told when it is done and the update made. `trackers` opens the trackers, told the first
+    step. A step's row holds what `evaluation` says of the policy that it trains, the last row what
     it says of the policy that the run ends with. Replies are asked for up to `max_lag` updates ahead, and engines take new
     weights between two batches, or `in_flight` (`rl.ahead`).
     """
@@ -98,7 +101,7 @@ def train(
         with clock("publish"), clock.working(LEARNER), clock.working(ROLLOUT):
             return learner.publish(engine)
 
-    with Ahead(
+    with ThreadPoolExecutor(1, "write") as beside, Ahead(
         prompts, engine, reward, per_step=prompts_per_step, sampling=lambda step: step_sampling(sampling, step),
         steps=steps, max_lag=max_lag, in_flight=in_flight, clock=clock,
     ) as ahead:  # fmt: skip
@@ -114,14 +117,18 @@ def train(
                 scored = reward.revise(attach(rollouts, scores))
             found = evaluated(step)  # behind the step's own replies: the publish below clears the engines' caches of it
             with clock("annotate"), clock.working(LEARNER):
-                experience = learner.annotate(collate(scored))
+                batch = collate(scored)
+                written = beside.submit(write, step, scored)
+                experience = learner.annotate(batch)
             with clock("update"), clock.working(LEARNER):
                 report = learner.update(experience)
             said = {**lag_metrics([item.rollout for item in scored], step), **reward.metrics()}
             published = publish()
             if step + 1 == steps:
                 found = {**found, **evaluated(steps)}
-            record(step, scored)
+            with clock("record"):
+                written.result()
+                record(step, scored)
             metrics = describe(scored)
             tracker.log(step, {**metrics, **report.metrics, **published, **said, **found, **clock.lap()})
             checkpoints.note(metrics["reward/mean"], red_flag_rates(metrics))

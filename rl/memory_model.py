@@ -40,9 +40,12 @@ class Overheads:
     staging: float = 2 * 2**30  # a publish's two packed buffers of 1 GiB
     profiled_tokens: int = 8192  # an engine leaves room for a batch of so many prompt tokens
     slack: float = 0.04  # of a learner's activations and buffers: the allocator's fragments
+    adam_buffers: int = (
+        1  # copies of its largest group's float32 weights that AdamW makes on the way: one, as it is fused
+    )
 
 
-NO_OVERHEADS = Overheads(0, 0, 0, 0, 0)
+CPU_OVERHEADS = Overheads(0, 0, 0, 0, 0, adam_buffers=3)
 
 
 def counts_of(recipe: PpoRecipe | SftRecipe, shape: ModelShape) -> Counts:
@@ -185,7 +188,7 @@ def learner_phases(
     apply = {
         **rest,
         **states(recipe, counts),
-        "update": 4 * largest * (3 if overheads.context == 0 else 1) if stage else 0.0,
+        "update": 4 * largest * overheads.adam_buffers if stage else 0.0,
     }
     layer = max(shape.attention + shape.feed_forward_block, shape.vocabulary * shape.hidden) * width
     publish = {**rest, "gathers": layer if stage == 3 else 0.0, "publish staging": layer + overheads.staging}

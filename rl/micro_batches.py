@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rl.batch import Batch
+from rl.policy import Rows
 from rl.router_replay import FREE
 from rl.sequences import pack
 
@@ -43,6 +44,11 @@ class MicroBatch:
     visible_RWW: Tensor | None
     mask_RV: Tensor  # where the next token was sampled: never between two replies
     experts_RWLk: Tensor  # what the batch says of the engine's routing, FREE on pads
+
+    @property
+    def rows(self) -> Rows:
+        """What the model reads of it."""
+        return Rows(self.tokens_RW, self.positions_RW, self.visible_RWW, self.count_RW, self.mask_RV, self.experts_RWLk)
 
     def place(self, x_BT: Tensor) -> Tensor:
         """Values of the batch's positions at this micro-batch's; 0 on pads and behind the last token of a reply."""
@@ -179,13 +185,13 @@ def _within(replies: Sequence[int], tokens: int, sizes: Sizes) -> list[Row]:
     return families
 
 
-def rows_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(prompt ids, reply ids) that belong to no batch as rows, each its own: tokens_RW, positions_RW, count_RW and mask_RV, as in
-    `MicroBatch`."""
+def rows_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
+    """(prompt ids, reply ids) that belong to no batch, a row each."""
     lengths_R = torch.tensor([len(prompt) + len(reply) for prompt, reply in pairs])
     positions_RW = torch.arange(int(lengths_R.max())).repeat(len(pairs), 1)
     real_RW = positions_RW < lengths_R[:, None]
     tokens_RW = torch.zeros_like(positions_RW)
     tokens_RW[real_RW] = torch.tensor([token for prompt, reply in pairs for token in (*prompt, *reply)])
     firsts_R = torch.tensor([len(prompt) - 1 for prompt, _ in pairs])
-    return tokens_RW, positions_RW, real_RW.long(), (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]
+    mask_RV = (positions_RW[:, :-1] >= firsts_R[:, None]) & real_RW[:, 1:]
+    return Rows(tokens_RW, positions_RW, None, real_RW.long(), mask_RV)

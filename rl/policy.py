@@ -32,6 +32,24 @@ class Role(enum.StrEnum):
     REFERENCE = "reference"
 
 
+class Rows(NamedTuple):
+    """What the model reads at once: a row a reply, or several (`rl.micro_batches.MicroBatch` says of each field).
+
+    With `experts_RWLk` the policy's routers choose these (`rl.router_replay`); critic and reference choose by themselves.
+    """
+
+    tokens_RW: Tensor
+    positions_RW: Tensor
+    visible_RWW: Tensor | None
+    count_RW: Tensor
+    mask_RV: Tensor
+    experts_RWLk: Tensor | None = None
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on `device`."""
+        return Rows(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
+
 class TokenStats(NamedTuple):
     """What the policy or the reference (its log-probs alone) says of each sampled token; zeros off the mask.
 
@@ -92,34 +110,23 @@ class ActorCritic(nn.Module):
                     model.enable_input_require_grads()
         self.train()
 
-    def forward(
-        self,
-        role: Role,
-        tokens_RW: Tensor,
-        positions_RW: Tensor,
-        visible_RWW: Tensor | None,
-        count_RW: Tensor,
-        mask_RV: Tensor,
-        temperature: float,
-        experts_RWLk: Tensor | None = None,
-    ) -> TokenStats | Tensor:
+    def forward(self, role: Role, rows: Rows, temperature: float) -> TokenStats | Tensor:
         """`TokenStats` of the policy or the reference, or the critic's values_RW (state w: the reply's tokens up to and with w).
 
-        With `experts_RWLk` the policy's routers choose these (`rl.router_replay`); critic and reference choose by themselves.
         Under gradient checkpointing, run backward before the next role's forward: the recomputation uses the adapter that
         is active then, and the experts that are replayed then.
         """
-        experts_RWLk = experts_RWLk if role is Role.POLICY else None
-        self._replay.tell(experts_RWLk)
+        if role is not Role.POLICY:
+            rows = rows._replace(experts_RWLk=None)
+        self._replay.tell(rows.experts_RWLk)
         with self._as(role):
             if role is Role.CRITIC:
                 backbone = self.policy.base_model if self.critic is None else self.critic
-                hidden = read(backbone, tokens_RW, positions_RW, visible_RWW).last_hidden_state
+                hidden = read(backbone, rows).last_hidden_state
                 assert self.value_head is not None, "no estimator without a critic asks it"
                 return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
-            rows = tokens_RW, positions_RW, visible_RWW, count_RW, mask_RV
-            return token_stats(model, *rows, temperature, experts_RWLk, only_logprobs=role is Role.REFERENCE)
+            return token_stats(model, rows, temperature, only_logprobs=role is Role.REFERENCE)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -161,43 +168,32 @@ class ActorCritic(nn.Module):
         return groups
 
 
-def read(
-    backbone: nn.Module, tokens_RW: Tensor, positions_RW: Tensor, visible_RWW: Tensor | None, **extra: bool
-) -> BaseModelOutput:
+def read(backbone: nn.Module, rows: Rows, **extra: bool) -> BaseModelOutput:
     """The backbone's hidden states, each token attending to what it sees; all before it where `visible_RWW` is None."""
-    mask_R1WW = None
-    if visible_RWW is not None:
-        window = getattr(backbone.config, "sliding_window", None)
+    mask_R1WW, positions_RW = None, rows.positions_RW
+    if rows.visible_RWW is not None:
+        visible_RWW, window = rows.visible_RWW, getattr(backbone.config, "sliding_window", None)
         if window is not None:  # a mask of one's own takes the place of the model's
             visible_RWW = visible_RWW & (positions_RW[:, :, None] - positions_RW[:, None] < window)
         mask_R1WW = visible_RWW[:, None]
-    return backbone(input_ids=tokens_RW, position_ids=positions_RW, attention_mask=mask_R1WW, use_cache=False, **extra)
+    asked = {"input_ids": rows.tokens_RW, "position_ids": positions_RW, "attention_mask": mask_R1WW}
+    return backbone(**asked, use_cache=False, **extra)
 
 
-def token_stats(
-    model: PreTrainedModel,
-    tokens_RW: Tensor,
-    positions_RW: Tensor,
-    visible_RWW: Tensor | None,
-    count_RW: Tensor,
-    mask_RV: Tensor,
-    temperature: float,
-    experts_RWLk: Tensor | None = None,
-    *,
-    only_logprobs: bool = False,
-) -> TokenStats:
+def token_stats(model: PreTrainedModel, rows: Rows, temperature: float, *, only_logprobs: bool = False) -> TokenStats:
     """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
 
     Only sampled positions go through the output layer: [N, vocabulary] logits instead of [R, W, vocabulary].
-    `experts_RWLk` are those that `model` was told to replay, for the counts. `only_logprobs` leaves entropies 0, and the
-    router's statistics empty.
+    `only_logprobs` leaves entropies 0, and the router's statistics empty. The experts of `rows` must be those that `model` was
+    told to replay: here they only count.
     """
+    mask_RV = rows.mask_RV
     sparse = getattr(model.config, "num_local_experts", 0) > 0
     extra = {"output_router_logits": True} if sparse and not only_logprobs else {}
-    output = read(model.base_model, tokens_RW, positions_RW, visible_RWW, **extra)
+    output = read(model.base_model, rows, **extra)
     hidden_ND = output.last_hidden_state[:, :-1][mask_RV]
     logits_NV = model.get_output_embeddings()(hidden_ND).float() / temperature
-    sampled_N = tokens_RW[:, 1:][mask_RV]
+    sampled_N = rows.tokens_RW[:, 1:][mask_RV]
     logprobs_N = -nn.functional.cross_entropy(logits_NV, sampled_N, reduction="none")
     zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
     router = (zeros_RV[:0, :0],) * 2
@@ -206,7 +202,7 @@ def token_stats(
     normaliser_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - logprobs_N
     entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
     if sparse:
-        router = _router_stats(output.router_logits, count_RW, model, experts_RWLk)
+        router = _router_stats(output.router_logits, rows.count_RW, model, rows.experts_RWLk)
     return TokenStats(
         zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV.masked_scatter(mask_RV, entropy_N), *router
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -142,7 +143,6 @@ class Job:
         sampling = Sampling(drawn.n, drawn.max_tokens, drawn.temperature, recipe.seed)
 
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
-            write_rollouts(self.directory, step, scored)
             write_status(self.directory, RunState.RUNNING, step + 1)
             self.reward.used(step, scored)
 
@@ -180,6 +180,7 @@ class Job:
             ),
             record=record,
             clock=Clock(),
+            write=partial(write_rollouts, self.directory),
             evaluation=self.evaluator(sampling),
             max_lag=recipe.rollout.max_lag,
             in_flight=recipe.rollout.in_flight,

@@ -43,9 +43,9 @@ class Publisher:
         self._rank = zero.rank
         policy: Any = zero.engine.module.policy
         self._stream: WeightStream = (
-            AdapterStream(zero, policy, progress=self.progress)
+            AdapterStream(policy, progress=self.progress)
             if self._part == "adapter"
-            else PolicyStream(zero, policy, only_trained=self._part == "merged", progress=self.progress)
+            else PolicyStream(policy, only_trained=self._part == "merged", progress=self.progress)
         )
         self._sender = SharedMemorySender(progress=self.progress)
         self._ways: set[str] = set()  # of the last publish: two where some engines are on the learner's devices

@@ -140,7 +140,7 @@ class SftLearner:
         policy, writes = folder / "policy", self._zero.rank == 0
         if self._recipe.model.merges:
             model = self._module.policy
-            export_policy(PolicyStream(self._zero, model, only_trained=False), model.config, policy, write=writes)
+            export_policy(PolicyStream(model, only_trained=False), model.config, policy, write=writes)
         else:
             with self._zero.gathered(list(self._module.prompt_encoder.parameters())):
                 if writes:

@@ -107,12 +107,6 @@ class ZeroEngine:
         torch.distributed.all_reduce(total, getattr(torch.distributed.ReduceOp, op.upper()))
         return total
 
-    def all_gather(self, x_N: Tensor) -> Tensor:
-        """Concatenate equal-shaped tensors of all ranks along the first axis."""
-        parts = [torch.empty_like(x_N) for _ in range(self.world_size)]
-        torch.distributed.all_gather(parts, x_N.contiguous())
-        return torch.cat(parts)
-
     def save(self, folder: Path) -> None:
         """Write this rank's weights and optimizer states under `folder`. A collective."""
         self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True, save_latest=False)
@@ -130,10 +124,7 @@ class PolicyStream:
     (its attention, its experts), so that what vLLM fuses (q, k, v) always comes complete.
     """
 
-    def __init__(
-        self, engine: ZeroEngine, policy: PreTrainedModel, *, only_trained: bool, progress: Progress | None = None
-    ) -> None:
-        self._engine = engine
+    def __init__(self, policy: PreTrainedModel, *, only_trained: bool, progress: Progress | None = None) -> None:
         self._policy = policy
         self._progress = progress or Progress()
         self._specs: list[TensorSpec] = []
@@ -199,8 +190,8 @@ class AdapterStream(PolicyStream):
     A is [rank, in] and B [out, rank] whichever way round the adapted layer keeps its own weight.
     """
 
-    def __init__(self, engine: ZeroEngine, policy: PreTrainedModel, *, progress: Progress | None = None) -> None:
-        super().__init__(engine, policy, only_trained=True, progress=progress)
+    def __init__(self, policy: PreTrainedModel, *, progress: Progress | None = None) -> None:
+        super().__init__(policy, only_trained=True, progress=progress)
         self._groups = {
             key: {name: p for name, p in held.items() if _POLICY_LORA.search(name)}
             for key, held in self._groups.items()

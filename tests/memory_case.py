@@ -139,7 +139,7 @@ def run(case: Case, folder: Path) -> Measured:
     """Predict, build, step once, then measure a step. Alone in its process."""
     import torch
 
-    from rl.memory_model import NO_OVERHEADS, counts_of, learner_phases
+    from rl.memory_model import CPU_OVERHEADS, counts_of, learner_phases
     from rl.model_shape import find_shape
     from tests.live_bytes import peak_of
 
@@ -147,7 +147,7 @@ def run(case: Case, folder: Path) -> Measured:
     save_model(case, model)
     recipe = recipe_of(case, model)
     shape, _ = find_shape(recipe.model.path, recipe.model.tiny)
-    phases = learner_phases(recipe, shape, counts_of(recipe, shape), NO_OVERHEADS)
+    phases = learner_phases(recipe, shape, counts_of(recipe, shape), CPU_OVERHEADS)
     totals = {name: sum(parts.values()) for name, parts in phases.items() if name != "publish"}
     phase = max(totals, key=lambda name: totals[name])
     step = supervised_step(case, recipe, folder) if case.job == "sft" else ppo_step(case, recipe)

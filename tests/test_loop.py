@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rewards.mixture import LocalReward, Mixture
 from rewards.panel import Measurement, Panel
 from rewards.safety import Flag, Tier
 from rewards.types import Score, ScoredRollout
-from rl.batch import Experience, UpdateReport
+from rl.batch import Batch, Experience, UpdateReport
 from rl.checkpoints import Checkpoints, read_checkpoint
 from rl.endings import NonFiniteLoss
 from rl.loop import describe, step_sampling, train
@@ -62,6 +63,7 @@ class Run:
         self.learner = FakeLearner(self.journal)
         self.recorded: dict[int, list[ScoredRollout]] = {}
         self.first_step = -1
+        self.write: Callable[[int, Sequence[ScoredRollout]], None] = lambda step, scored: None
 
     def go(self) -> Run:
         train(
@@ -76,6 +78,7 @@ class Run:
             trackers=self.trackers,
             record=self.record,
             clock=Clock(),
+            write=self.write,
         )
         return self
 
@@ -223,10 +226,40 @@ def test_a_stale_engine_shows_as_lag(tmp_path: Path) -> None:
     assert [row["lag/steps"] for row in run.rows] == [0.0, 0.0, 1.0, 2.0, 0.0]
 
 
+def test_rollouts_are_written_beside_the_learners_work(tmp_path: Path) -> None:
+    """`write` runs while `annotate` does (each waits here for the other), and has ended when the step is recorded; what it raises
+    ends the run before the step is logged or saved."""
+    writing, annotating = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    class Waits(FakeLearner):
+        def annotate(self, batch: Batch) -> Experience:
+            annotating.set()
+            assert writing.wait(10)
+            return super().annotate(batch)
+
+    def write(step: int, scored: Sequence[ScoredRollout]) -> None:
+        writing.set()
+        assert annotating.wait(10)
+        time.sleep(0.1)
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        written.append(step)
+
+    run = Run(tmp_path / "run", steps=4, every=3)
+    run.learner, run.write = Waits(run.journal), write
+    run.record = lambda step, scored: written.append(-step)  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        run.go()
+    assert written == [0, 0, 1, -1]
+    assert [row["step"] for row in run.rows] == [0, 1]
+    assert not list(run.directory.glob("checkpoints/step-*"))
+
+
 def test_each_step_reports_its_own_numbers(undisturbed: Run) -> None:
     """`reward/*`, `safety/*`, `rollout/*` describe the recorded replies; the learner's and the publish's metrics arrive
     as they were; times are of the phases that the step had; nothing else, and nothing that is not a finite number."""
-    phases = {"rollout", "reward", "annotate", "update", "publish", "step"}
+    phases = {"rollout", "reward", "annotate", "update", "publish", "record", "step"}
     for row in undisturbed.rows:
         step, scored = row["step"], undisturbed.recorded[row["step"]]
         saved = {"save"} if step > 0 and step % 2 == 0 else set()  # counted in the step that follows it

@@ -149,9 +149,7 @@ def test_packed_is_padded(shape: Shape, groups: list[int]) -> None:
         router: Tensor | float = 0.0
         for rows in deal_rows(sizes_of(batch), range(len(lengths)), ranks=1, micro_batch=1, tokens=tokens)[0]:
             part = lay_out(batch, rows, sizes_of(batch))
-            stats = token_stats(
-                model, part.tokens_RW, part.positions_RW, part.visible_RWW, part.count_RW, part.mask_RV, 0.7
-            )
+            stats = token_stats(model, part.rows._replace(experts_RWLk=None), 0.7)
             loss = (stats.logprobs_RV * part.place(batch.sampled_logprobs_BT)).sum()
             (loss + stats.router_probs_LE.flatten()[:1].sum()).backward()  # of a dense model there are none
             part.put_back(stats.logprobs_RV.detach(), found_2BS[0])

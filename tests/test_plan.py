@@ -21,10 +21,10 @@ from rl.check_model import learner_counts
 from rl.config import PpoRecipe, TinyConfig
 from rl.layout_plan import LayoutPlan, lay_out
 from rl.losses import entropy_bonus, policy_loss
-from rl.memory_model import NO_OVERHEADS, Overheads, counts_of, learner_phases, rank_bytes, trained_parts
+from rl.memory_model import CPU_OVERHEADS, Overheads, counts_of, learner_phases, rank_bytes, trained_parts
 from rl.model_shape import KNOWN, ModelShape, find_shape, from_config
 from rl.plan import options
-from rl.policy import ActorCritic, Role, TokenStats
+from rl.policy import ActorCritic, Role, Rows, TokenStats
 from rl.recipe_files import find, job_of, recipe_type
 from rl.remedies import remedies
 from rl.step_time import Assumptions, estimate
@@ -175,7 +175,9 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
 
     def step() -> None:
         positions_BS = torch.arange(width).repeat(rows, 1)
-        stats: TokenStats = module(Role.POLICY, tokens_BS, positions_BS, None, torch.ones_like(tokens_BS), mask_BT, 1.0)
+        stats: TokenStats = module(
+            Role.POLICY, Rows(tokens_BS, positions_BS, None, torch.ones_like(tokens_BS), mask_BT), 1.0
+        )
         loss = policy_loss(
             stats.logprobs_RV, stats.logprobs_RV.detach(), noise_BT, mask_BT, mask_BT.float(),
             tokens=100.0, clip_low=0.2, clip_high=0.2,
@@ -202,7 +204,7 @@ def test_parts_add_up_to_the_preflight_s_figure() -> None:
         recipe = shipped(name, **knobs)
         shape, _ = find_shape(recipe.model.path, TinyConfig())
         counts = counts_of(recipe, shape)
-        parts = learner_phases(recipe, shape, counts, NO_OVERHEADS)["gradients"]
+        parts = learner_phases(recipe, shape, counts, CPU_OVERHEADS)["gradients"]
         kept = sum(parts.get(part, 0) for part in ("weights", "adapters", "gradients", "optimizer"))
         assert rank_bytes(recipe, counts) == int(kept)
 

@@ -34,10 +34,6 @@ SHAPES: tuple[Shape, ...] = ("gpt2", "mistral", "mixtral")
 PROBES = [(tuple(range(10, 30)), tuple(range(40, 60)))]
 
 
-class Unsharded:
-    """Stands for a ZeRO engine, of which a stream of whole weights asks nothing."""
-
-
 def perturbed_policy(shape: Shape) -> tuple[ActorCritic, ModelConfig]:
     """A policy and a critic adapter, both far from where they begin."""
     torch.manual_seed(0)
@@ -63,8 +59,8 @@ def test_an_adapter_says_what_the_merged_weights_say(shape: Shape) -> None:
     """base + alpha / rank * B A, of the tensors and names that an adapter publish sends, is what a merged one sends for every
     adapted module and tensor; GPT-2 keeps its weights the other way round. The critic's adapter is no part of it."""
     policy, model = perturbed_policy(shape)
-    adapter = AdapterStream(Unsharded(), policy.policy)  # type: ignore[arg-type]
-    merged = tensors(PolicyStream(Unsharded(), policy.policy, only_trained=True))  # type: ignore[arg-type]
+    adapter = AdapterStream(policy.policy)
+    merged = tensors(PolicyStream(policy.policy, only_trained=True))
     sent = tensors(adapter)
     modules = sorted({name.rpartition(".lora_")[0] for name in sent})
     assert len(modules) == 2 * len(TARGETS[shape]) and len(sent) == 2 * len(modules)
@@ -100,7 +96,7 @@ def test_an_adapter_arrives_whole_by_one_call() -> None:
     """Every bit of A and B with rank, alpha and version reaches the engines by one call, however small the chunks of other
     publishes; plain values describe it. When an engine fails the stream is still read to its end."""
     policy, _ = perturbed_policy("mistral")
-    stream = AdapterStream(Unsharded(), policy.policy)  # type: ignore[arg-type]
+    stream = AdapterStream(policy.policy)
     sender, client = SharedMemorySender(chunk_bytes=64), Client()
     sent = sender.send_adapter(stream, client, 7, rank=4, alpha=12.0)  # type: ignore[arg-type]
     expected = tensors(stream)

@@ -19,7 +19,7 @@ from rl.batch import collate
 from rl.config import LoraConfig, ModelConfig
 from rl.intake import check_input
 from rl.micro_batches import lay_out, sizes_of
-from rl.policy import ActorCritic, Role, TokenStats
+from rl.policy import ActorCritic, Role, Rows, TokenStats
 from rl.router_replay import FREE, RouterReplay
 from rollout.config import CorpusConfig
 from rollout.corpora import load
@@ -57,7 +57,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
 def asked(module: ActorCritic, role: Role = Role.POLICY, experts_BSLk: Tensor | None = None) -> Any:
     positions_BS = torch.arange(TOKENS_BS.shape[1]).repeat(len(TOKENS_BS), 1)
     count_BS = (positions_BS < LENGTHS_B[:, None]).long()
-    return module(role, TOKENS_BS, positions_BS, None, count_BS, MASK_BT, 1.0, experts_BSLk)
+    return module(role, Rows(TOKENS_BS, positions_BS, None, count_BS, MASK_BT, experts_BSLk), 1.0)
 
 
 def routers(module: ActorCritic) -> list[nn.Module]:

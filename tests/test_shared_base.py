@@ -22,7 +22,7 @@ from transformers import (
 
 from cluster.settings import load
 from rl.config import LoraConfig, ModelConfig, PpoRecipe
-from rl.policy import ActorCritic, Role, lora_config, token_stats
+from rl.policy import ActorCritic, Role, Rows, lora_config, token_stats
 from tests.tiny import EXPERTS, RECIPES, TARGETS, save_tiny
 
 ROWS, WIDTH = 3, 20
@@ -40,9 +40,7 @@ class Case(NamedTuple):
     policy: PreTrainedModel
     critic: PreTrainedModel
     reference: PreTrainedModel
-    rows: tuple[
-        Tensor, Tensor, None, Tensor, Tensor
-    ]  # tokens, positions, seen, counted, next token sampled (`rl.micro_batches`)
+    rows: Rows
 
 
 @pytest.fixture(params=[(), EXPERTS], ids=["attention", "attention and experts"])
@@ -62,7 +60,7 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     positions_BS = torch.arange(WIDTH).repeat(ROWS, 1)
     count_BS = (positions_BS < lengths_B[:, None]).long()
     tokens_BS = torch.randint(5, 500, (ROWS, WIDTH)) * count_BS
-    yield Case(shared, policy, critic, loaded(folder), (tokens_BS, positions_BS, None, count_BS, mask_BT))
+    yield Case(shared, policy, critic, loaded(folder), Rows(tokens_BS, positions_BS, None, count_BS, mask_BT))
 
 
 def loaded(folder: Path) -> PreTrainedModel:
@@ -94,10 +92,10 @@ def test_three_roles_are_three_models(case: Case) -> None:
     """Policy log-probs and entropies, values and reference log-probs of the shared base are bit for bit those of three
     models that hold each role's weights alone; so are the gradients of both adapters and the value head, in whatever order
     the roles are asked; and the base gets none."""
-    shared, asked = case.shared, (*case.rows, 0.7)
+    shared, asked = case.shared, (case.rows, 0.7)
     own_policy = token_stats(case.policy, *asked)
     assert shared.value_head is not None
-    hidden_BSD = case.critic.base_model(input_ids=case.rows[0], use_cache=False).last_hidden_state
+    hidden_BSD = case.critic.base_model(input_ids=case.rows.tokens_RW, use_cache=False).last_hidden_state
     own_values_BS = shared.value_head(hidden_BSD).squeeze(-1)
     with torch.no_grad():
         own_reference = token_stats(case.reference, *asked, only_logprobs=True)
@@ -144,7 +142,7 @@ def test_an_adapter_is_a_change_of_weights(case: Case) -> None:
                 experts, rank = weight_EOI.shape[0], config.rank
                 for e in range(experts):
                     weight_EOI[e] += scale * b_OX[:, e::experts] @ a_XI[e * rank : (e + 1) * rank]
-        asked = (*case.rows, 1.0)
+        asked = (case.rows, 1.0)
         merged, live = (token_stats(m, *asked).logprobs_RV for m in (plain, case.policy))
     assert (merged - live).abs().max() < 1e-4
     assert live.abs().max() > 1

@@ -214,12 +214,8 @@ def test_virtual_tokens_are_pefts(bases: Any, shape: Shape, tuning: Tuning, tmp_
     assert ours == pytest.approx(float(expected.loss), rel=1e-5) != pytest.approx(untrained, rel=1e-3)
 
 
-class Untouched:
-    """Stands for the engine, of which a stream of whole weights asks nothing."""
-
-
 def stream_of(policy: TunedPolicy, *, only_trained: bool = False) -> PolicyStream:
-    return PolicyStream(Untouched(), policy.policy, only_trained=only_trained)  # type: ignore[arg-type]
+    return PolicyStream(policy.policy, only_trained=only_trained)
 
 
 def published(stream: PolicyStream) -> dict[str, Tensor]:
@@ -269,7 +265,7 @@ def test_published_weights_are_pefts_merge(bases: Any, shape: Shape, tuning: Tun
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
     assert {spec.name: spec.shape for spec in stream.specs()} == {name: tuple(t.shape) for name, t in weights.items()}
-    before = published(PolicyStream(Untouched(), bases[shape], only_trained=False))  # type: ignore[arg-type]
+    before = published(PolicyStream(bases[shape], only_trained=False))
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
 
 
@@ -278,7 +274,7 @@ def test_published_weights_are_pefts_merge(bases: Any, shape: Shape, tuning: Tun
 def test_a_publish_of_what_trained_sends_all_that_changed(bases: Any, shape: Shape, tuning: Tuning) -> None:
     """Every weight that differs from the pretrained model's is among those of the groups with adapters, with its value."""
     policy = perturbed(tuned(bases, shape, tuning), 0.3, trained_only=True)
-    before = published(PolicyStream(Untouched(), bases[shape], only_trained=False))  # type: ignore[arg-type]
+    before = published(PolicyStream(bases[shape], only_trained=False))
     whole, part = published(stream_of(policy)), published(stream_of(policy, only_trained=True))
     changed = {name for name, tensor in whole.items() if not torch.equal(tensor, before[name])}
     assert changed and changed <= part.keys() < whole.keys()

@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import ray
@@ -144,8 +145,7 @@ class Turns:
         return self
 
     def record(self, step: int, scored: Sequence[ScoredRollout]) -> None:
-        with self.clock("record"):
-            write_rollouts(self._job.directory, step, scored)
+        """There is nothing beyond what `drive` writes."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         started = time.perf_counter()
@@ -245,16 +245,40 @@ def measure(recipe: PpoRecipe, corpus: Corpus, cell: Cell, args: Any) -> list[di
         peer = Peer(settings, args.peer_python, recipe.directory / "peer.log")
         turns = Turns(job, peer)
         sampling = Sampling(GROUP, cell.budget, recipe.sampling.temperature, recipe.seed)
-        never = Checkpoints(recipe.directory, every=sys.maxsize, keep=1, steps=sys.maxsize)
-        train(
-            steps=recipe.steps, prompts_per_step=recipe.prompts.per_step, sampling=sampling, prompts=job.prompts,
-            engine=job.engine, reward=job.reward, learner=job.learner, checkpoints=never, trackers=turns.open,
-            record=turns.record, clock=turns.clock,
-        )  # fmt: skip
+        drive(job, sampling, turns)
         peer.close()
     finally:
         placement.release()
     return turns.rows
+
+
+class Watcher(Tracker, Protocol):
+    """A tracker that times the loop's steps."""
+
+    clock: Clock
+
+    def open(self, first_step: int) -> Tracker: ...
+
+    def record(self, step: int, scored: Sequence[ScoredRollout]) -> None: ...
+
+
+def drive(job: Job, sampling: Sampling, watcher: Watcher) -> None:
+    """The steps of the job's recipe, as a run makes them but for checkpoints: none falls due."""
+    recipe = job.recipe
+    train(
+        steps=recipe.steps,
+        prompts_per_step=recipe.prompts.per_step,
+        sampling=sampling,
+        prompts=job.prompts,
+        engine=job.engine,
+        reward=job.reward,
+        learner=job.learner,
+        checkpoints=Checkpoints(recipe.directory, every=sys.maxsize, keep=1, steps=sys.maxsize),
+        trackers=watcher.open,
+        record=watcher.record,
+        clock=watcher.clock,
+        write=partial(write_rollouts, job.directory),
+    )
 
 
 def end_ids(cell: Cell, chat: Chat, corpus: Corpus) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from cluster.device import current_device
 from rl.config import LearnerConfig, LoraConfig, ModelConfig
-from rl.policy import ActorCritic, Role, TokenStats
+from rl.policy import ActorCritic, Role, Rows, TokenStats
 from rl.zero import ZeroEngine
 
 ATTENTION, EXPERTS = LoraConfig(), LoraConfig(target_parameters=("experts.gate_up_proj", "experts.down_proj"))
@@ -129,20 +129,20 @@ def measure(arm: Arm, folder: Path, rows: int, tokens: int) -> dict[str, float]:
         model=model,
         config=LearnerConfig(ranks=1, zero_stage=0, micro_batch=rows),
         device=device,
-        accumulation=2,
         betas=(0.9, 0.95),
         weight_decay=0.0,
         max_grad_norm=1.0,
     )
     tokens_BS = torch.randint(0, VOCABULARY, (rows, tokens))
-    asked = tokens_BS, torch.full((rows,), tokens), torch.ones(rows, tokens - 1, dtype=torch.bool), 1.0
+    positions_BS, mask_BT = torch.arange(tokens).repeat(rows, 1), torch.ones(rows, tokens - 1, dtype=torch.bool)
+    asked = Rows(tokens_BS, positions_BS, None, torch.ones_like(tokens_BS), mask_BT)
     rates = {"policy": 1e-4, "critic": 1e-4}
     for _ in range(2):
         with torch.no_grad():
             for role in Role:
-                zero(role, *asked)
-        zero.backward(-TokenStats(*zero(Role.POLICY, *asked)).logprobs_BT.mean(), rates)
-        assert zero.backward((zero(Role.CRITIC, *asked) - 1).square().mean(), rates)
+                zero(role, asked, 1.0)
+        zero.backward(-TokenStats(*zero(Role.POLICY, asked, 1.0)).logprobs_RV.mean(), rates, last=False)
+        zero.backward((zero(Role.CRITIC, asked, 1.0) - 1).square().mean(), rates, last=True)
     trained = sum(p.numel() for held in zero.engine.module.trainable().values() for p in held)
     return {"peak": float(peak_resident()), "imports": float(imports), "trained": float(trained)}
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ import ray
 from cluster.placement import Placement, connect, has_gpus
 from cluster.tracking import Clock, Trackers
 from rewards.fleet import FLEET as REWARDS
-from rewards.fleet import RewardFleet
+from rewards.fleet import RewardFleet, spoken
 from rewards.types import ScoredRollout
 from rl.batch import collate
 from rl.checkpoints import Checkpoints
@@ -181,8 +182,6 @@ class Meter:
 
     def record(self, step: int, scored: Sequence[ScoredRollout]) -> None:
         """As a run does it; then the experiment may prepare the next step."""
-        with self.clock("record"):
-            write_rollouts(self._cluster.recipe.directory, step, scored)
         self.last = scored
         self._before(step + 1)
 
@@ -256,6 +255,7 @@ def play(cluster: Cluster, scene: Scene, lag: int, in_flight: bool, folder: Path
             trackers=meter.open,
             record=meter.record,
             clock=meter.clock,
+            write=partial(write_rollouts, recipe.directory),
             max_lag=lag,
             in_flight=in_flight,
         )
@@ -348,7 +348,7 @@ def traffic(scored: Sequence[ScoredRollout], recipe: SimulatedRecipe) -> dict[st
     return {
         "prompts: driver -> engines": sum(nbytes([prompts[i] for i in share for _ in range(n)]) for share in shares),
         "rollouts: engines -> driver": sum(map(nbytes, of(shares))),
-        "rollouts: driver -> reward actors": sum(map(nbytes, of(hands))),
+        "rollouts: driver -> reward actors": sum(nbytes(spoken(share)) for share in of(hands)),
         "measurements: reward actors -> driver": nbytes([item.score for item in scored]),
         "batch: driver -> store, read by every rank": nbytes(batch),
         "experience: rank 0 -> driver": nbytes(batch) + columns,

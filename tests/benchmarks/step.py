@@ -23,13 +23,12 @@ from cluster.settings import flat, load
 from cluster.tracking import Clock, ConsoleTracker, Tracker, Trackers
 from rewards.types import ScoredRollout
 from rl.batch import collate
-from rl.checkpoints import Checkpoints
 from rl.config import PpoRecipe
 from rl.intake import with_model
 from rl.layout import claims
-from rl.loop import attach, step_sampling, train
+from rl.loop import attach, step_sampling
 from rl.ppo import SHOWN, Job
-from rl.records import PROCESSES, provenance, trackers, write_rollouts
+from rl.records import PROCESSES, provenance, trackers
 from rollout.corpora import Corpus
 from rollout.corpora import load as load_corpus
 from rollout.types import Sampling
@@ -76,8 +75,6 @@ class Rounds:
         return self
 
     def record(self, step: int, scored: Sequence[ScoredRollout]) -> None:
-        with self.clock("record"):
-            write_rollouts(self._job.directory, step, scored)
         self._scored = scored
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -129,12 +126,7 @@ def measure(recipe: PpoRecipe, corpus: Corpus) -> dict[str, Any]:
             job = Job(recipe, corpus, placement, recipe.directory)
             job.ready()
             rounds = Rounds(job, drawn)
-            never = Checkpoints(recipe.directory, every=sys.maxsize, keep=1, steps=sys.maxsize)
-            train(
-                steps=recipe.steps, prompts_per_step=recipe.prompts.per_step, sampling=drawn, prompts=job.prompts,
-                engine=job.engine, reward=job.reward, learner=job.learner, checkpoints=never, trackers=rounds.open,
-                record=rounds.record, clock=rounds.clock,
-            )  # fmt: skip
+            peer.drive(job, drawn, rounds)
         finally:
             placement.release()
             ray.shutdown()
