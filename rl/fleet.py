@@ -22,6 +22,7 @@ from rl.learner import PpoLearner
 from rollout.fleet import EngineLost, RolloutFleet
 
 FLEET = "learner"
+_TIE = 1e-5  # nats between two experts, within which kernels' rounding in float32 decides
 _SECONDS_TO_TELL = 15.0  # which rank 0 has beyond the limit to say which engine is silent
 Probe = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -167,7 +168,9 @@ class LearnerFleet:
     def gap(self, engine: RolloutFleet) -> float:
         """Difference, in nats, between the engines' and the learner's log-probs of the probes' tokens.
 
-        The largest in float32. The mean in bfloat16: two kernels round single tokens far apart, wrong weights all of them.
+        The largest in float32; where it is over the tolerance, without probes in which a router finds two experts as good as
+        equal, as long as one is left: there rounding may send a token another way, while wrong weights are wrong in all probes. The
+        mean in bfloat16: two kernels round single tokens far apart, wrong weights all of them.
         """
         limit_s = self._recipe.publish.timeout_s
         ask_learner = self._group.start(limit_s, PpoLearner.doing, PpoLearner.probe, self._probes)
@@ -176,11 +179,22 @@ class LearnerFleet:
             ours = ask_learner()
         except (ReplicaSilent, WorkersHung) as error:
             raise self._hung(engine, error) from error
-        pairs = [
-            (a, b) for answer in theirs for x, y in zip(answer, ours, strict=True) for a, b in zip(x, y, strict=True)
-        ]
-        gaps = [abs(a - b) if a == a and b == b else float("inf") for a, b in pairs] or [0.0]
-        return max(gaps) if self._recipe.model.dtype == "float32" else sum(gaps) / len(gaps)
+        gaps_of = [
+            [
+                abs(a - b) if a == a and b == b else float("inf")
+                for answer in theirs
+                for a, b in zip(answer[k], own, strict=True)
+            ]
+            for k, own in enumerate(ours)
+        ]  # by probe, over its tokens and all engines
+        if self._recipe.model.dtype != "float32":
+            gaps = [gap for of_probe in gaps_of for gap in of_probe]
+            return sum(gaps) / max(len(gaps), 1)
+        largest = [max(of_probe, default=0.0) for of_probe in gaps_of]
+        if not max(largest) <= self.tolerance:
+            margins = self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.router_margins, self._probes)
+            largest = [gap for gap, margin in zip(largest, margins, strict=True) if margin > _TIE] or largest
+        return max(largest)
 
     @one_at_a_time
     def save(self, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from rl.losses import (
     reply_weights,
     value_loss,
 )
-from rl.micro_batches import MicroBatch, Sizes, deal_rows, lay_out, rows_of, sizes_of
+from rl.micro_batches import MicroBatch, Pairs, Sizes, deal_rows, lay_out, rows_of, sizes_of
 from rl.policy import ActorCritic, Role, TokenStats
 from rl.publisher import Publisher
 from rollout.tokenizer import load_tokenizer
@@ -232,11 +232,8 @@ class PpoLearner:
             entropy_RV = stats.entropy_RV if ppo.entropy_coef else stats.entropy_RV.detach()  # saves its backward pass
             entropy = entropy_bonus(entropy_RV, mask_RV, tokens=tokens)
             loss = policy.loss - ppo.entropy_coef * entropy
-            balance, kl, value = (
-                loss.new_zeros(()),
-                loss.new_zeros(()),
-                ValueLoss(loss.new_zeros(()), loss.new_zeros(())),
-            )
+            none = loss.new_zeros(())
+            balance, kl, value = none, none, ValueLoss(none, none)
             if token_share_LE.numel():
                 balance = load_balancing_loss(stats.router_probs_LE / real_tokens, token_share_LE)
                 loss = loss + ppo.balance_coef * balance
@@ -354,17 +351,26 @@ class PpoLearner:
         """What this rank's publish is at, for whoever waits for it. Answers beside a publish; no collective."""
         return self._publisher.progress.doing
 
-    def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def probe(self, sequences: Pairs) -> list[list[float]]:
         """Log-probs at temperature 1 of the reply tokens of (prompt ids, reply ids) pairs."""
+        return [
+            logprobs[mask].tolist()
+            for stats, mask_RV in self._read(sequences)
+            for logprobs, mask in zip(stats.logprobs_RV, mask_RV, strict=True)
+        ]
+
+    def router_margins(self, sequences: Pairs) -> list[float]:
+        """By how many nats the closest choice of experts in each of `sequences` was made: where two are as good as equal, another
+        kernel's rounding may take the other."""
+        return [margin for stats, _ in self._read(sequences) for margin in stats.router_margin_R.tolist()]
+
+    def _read(self, sequences: Pairs) -> Iterator[tuple[TokenStats, Tensor]]:
         self._publisher.progress.doing = "computing the probe"
-        answers: list[list[float]] = []
         micro = self._recipe.learner.micro_batch
         for part in (sequences[start : start + micro] for start in range(0, len(sequences), micro)):
             rows = rows_of(part).to(self._zero.device)
             with torch.no_grad():
-                stats = TokenStats(*self._zero(Role.POLICY, rows, 1.0))
-            answers += [logprobs[mask].tolist() for logprobs, mask in zip(stats.logprobs_RV, rows.mask_RV, strict=True)]
-        return answers
+                yield TokenStats(*self._zero(Role.POLICY, rows, 1.0)), rows.mask_RV
 
     def save(self, folder: Path) -> dict[str, float]:
         """Write weights, optimizer and the exported policy under `folder`; returns the learner's small state."""

@@ -24,6 +24,7 @@ from rl.router_replay import FREE
 from rl.sequences import pack
 
 Row = tuple[int, ...]  # the replies of one row, by their place in the batch
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]  # (prompt ids, reply ids)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _within(replies: Sequence[int], tokens: int, sizes: Sizes) -> list[Row]:
     return families
 
 
-def rows_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
+def rows_of(pairs: Pairs) -> Rows:
     """(prompt ids, reply ids) that belong to no batch, a row each."""
     lengths_R = torch.tensor([len(prompt) + len(reply) for prompt, reply in pairs])
     positions_RW = torch.arange(int(lengths_R.max())).repeat(len(pairs), 1)

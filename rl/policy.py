@@ -54,13 +54,15 @@ class TokenStats(NamedTuple):
     """What the policy or the reference (its log-probs alone) says of each sampled token; zeros off the mask.
 
     A tuple of tensors, since DeepSpeed hooks a module's outputs. `router_probs_LE` sums the router's probabilities, and
-    `router_counts_LE` counts its choices, over real tokens; both [0, 0] for a dense model.
+    `router_counts_LE` counts its choices, over real tokens; both [0, 0] for a dense model. `router_margin_R` says by how many
+    nats the closest of a row's choices of experts was made (infinite for a dense model).
     """
 
     logprobs_RV: Tensor
     entropy_RV: Tensor
     router_probs_LE: Tensor
     router_counts_LE: Tensor
+    router_margin_R: Tensor
 
 
 class ValueHead(nn.Linear):
@@ -196,7 +198,7 @@ def token_stats(model: PreTrainedModel, rows: Rows, temperature: float, *, only_
     sampled_N = rows.tokens_RW[:, 1:][mask_RV]
     logprobs_N = -nn.functional.cross_entropy(logits_NV, sampled_N, reduction="none")
     zeros_RV = torch.zeros_like(mask_RV, dtype=torch.float32)
-    router = (zeros_RV[:0, :0],) * 2
+    router = zeros_RV[:0, :0], zeros_RV[:0, :0], zeros_RV.new_full((len(zeros_RV),), torch.inf)
     if only_logprobs:
         return TokenStats(zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV, *router)
     normaliser_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - logprobs_N
@@ -210,17 +212,22 @@ def token_stats(model: PreTrainedModel, rows: Rows, temperature: float, *, only_
 
 def _router_stats(
     router_logits: tuple[Tensor, ...], count_RW: Tensor, model: PreTrainedModel, experts_RWLk: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    real_N = count_RW.flatten() > 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    real_RW, k = count_RW > 0, model.config.num_experts_per_tok
+    real_N = real_RW.flatten()
     count_N1 = count_RW.flatten()[real_N, None].float()
     probs_LNE = torch.stack([logits.float().softmax(-1)[real_N] for logits in router_logits])
-    chosen_LNk = probs_LNE.topk(model.config.num_experts_per_tok, dim=-1).indices
+    best_LNk, chosen_LNk = probs_LNE.detach().topk(min(k + 1, probs_LNE.shape[-1]), dim=-1)
+    margin_RW = torch.full(real_RW.shape, torch.inf, device=real_RW.device)
+    if best_LNk.shape[-1] > k:
+        margin_RW[real_RW] = (best_LNk[..., k - 1] / best_LNk[..., k]).log().amin(0)
+    chosen_LNk = chosen_LNk[..., :k]
     if experts_RWLk is not None and experts_RWLk.shape[2]:
-        chosen_LNk = replayed(chosen_LNk, experts_RWLk[count_RW > 0].transpose(0, 1))
+        chosen_LNk = replayed(chosen_LNk, experts_RWLk[real_RW].transpose(0, 1))
     counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
         1, chosen_LNk.flatten(1), count_N1.expand_as(chosen_LNk).flatten(1)
     )
-    return (count_N1 * probs_LNE).sum(1), counts_LE
+    return (count_N1 * probs_LNE).sum(1), counts_LE, margin_RW.amin(1)
 
 
 def lora_config(lora: LoraConfig, model: PreTrainedModel) -> PeftLoraConfig:

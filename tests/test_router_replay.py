@@ -223,3 +223,22 @@ def test_replay_is_refused_where_nobody_says_the_experts(tmp_path: Path, monkeyp
     dense = quick_recipe(save_tiny(tmp_path / "m", "mistral"), tmp_path, rollout__router_replay=True)
     with pytest.raises(ValueError, match=r"rollout.router_replay must be false.*is a mistral"):
         check_input(dense, load(CorpusConfig()))
+
+
+def test_a_margin_is_the_closest_choice_of_a_row(folder: Path) -> None:
+    """`router_margin_R` is, by brute force over a row's real tokens and every layer, the smallest distance in log-prob between
+    the last expert that was chosen and the best of the others; pads count for nothing, and a dense model has none."""
+    module = built(folder, **TUNINGS["full"])
+    logits: list[Tensor] = []
+    hooks = [gate.register_forward_hook(lambda *call: logits.append(call[2][0].detach())) for gate in routers(module)]
+    told = asked(module)
+    for hook in hooks:
+        hook.remove()
+    for row, length in enumerate(LENGTHS_B.tolist()):
+        closest = float("inf")
+        for layer in logits:
+            for token in layer.view(*TOKENS_BS.shape, -1)[row, :length]:
+                _, second, third, *_ = sorted(token.double().log_softmax(-1).tolist(), reverse=True)
+                closest = min(closest, second - third)
+        assert told.router_margin_R[row].item() == pytest.approx(closest, rel=1e-3)
+    assert asked(module, Role.REFERENCE).router_margin_R.tolist() == [float("inf")] * 3
