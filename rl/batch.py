@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -92,8 +92,9 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     logprobs_BT = torch.zeros(mask_BT.shape)
     logprobs_BT.masked_scatter_(mask_BT, _column((r.sampled_logprobs for r in taught), np.float32))
     versions_BT = torch.zeros(mask_BT.shape, dtype=torch.int64)
-    versions = _column((repeat(s.version, s.stop - s.start) for r in taught for s in r.versions), np.int64)
-    versions_BT.masked_scatter_(mask_BT, versions)
+    spans = [span for r in taught for span in r.versions]
+    versions = np.repeat([s.version for s in spans], [s.stop - s.start for s in spans]) if spans else np.zeros(0)
+    versions_BT.masked_scatter_(mask_BT, torch.from_numpy(versions.astype(np.int64)))
     choices = next((r.routing.shape[1:] for r in rollouts if r.routing.experts), (0, 0))
     experts_BSLk = torch.full((len(scored), len(positions_S), *choices), FREE, dtype=torch.int16)
     for row, r in enumerate(rollouts):

@@ -103,6 +103,9 @@ class EngineClient:
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
             if not done:
                 raise ReplicaSilent(f"{FLEET} {refs.index(pending[0])} of {len(refs)} does not answer {what}")
+            if pending:  # and who else has: hundreds, one at a time, would take as many looks at all of them
+                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+                done += more
             try:
                 ray.get(done)
             except RayActorError as error:

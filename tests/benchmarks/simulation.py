@@ -192,15 +192,16 @@ class Meter:
         kept = {name: value for name, value in metrics.items() if name.startswith(("time/", "lag/", "rollout/"))}
         self.rows.append({"start": self._mark, "end": now, "step_s": now - self._mark, "cpu": used, **kept})
         self._cpu = self._cpu_seconds()
-        self._mark, self._cpu["driver"] = time.time(), time.process_time()  # not what the looking took
+        self._mark = time.time()
+        self._cpu |= {"driver": time.process_time(), "loop": time.thread_time()}  # not what the looking took
 
     def close(self) -> None:
         self._inner.close()
 
     def _cpu_seconds(self) -> dict[str, float]:
-        """CPU seconds so far: of the driver, of each fleet, and of Ray's own processes."""
+        """CPU seconds so far: of the driver, of its loop's thread, of each fleet, and of Ray's own processes."""
         kind_of = {pid: fleet for fleet, pids in self._cluster.pids.items() for pid in pids}
-        seconds = defaultdict(float, {"driver": time.process_time()})
+        seconds = defaultdict(float, {"driver": time.process_time(), "loop": time.thread_time()})
         for pid in descendants():
             seconds[kind_of.get(pid, "Ray")] += cpu_seconds(pid)
         return dict(seconds)
@@ -365,17 +366,19 @@ def nbytes(value: object) -> int:
 
 def show(found: Sequence[Mapping[str, Any]]) -> None:
     """Print the tables."""
-    print(f"\n{'scene, lag':<16}{'step s':>9}{'model s':>9}{'over %':>8}{'driver CPU s':>14}{'Ray CPU s':>11}", end="")
+    print(f"\n{'scene, lag':<16}{'step s':>9}{'model s':>9}{'over %':>8}{'loop CPU s':>12}{'loop %':>8}", end="")
+    print(f"{'driver CPU s':>14}{'Ray CPU s':>11}", end="")
     print(f"{'idle: engines':>15}{'rewards':>9}{'learner':>9}{'replaced':>10}")
     for run in found:
         rows = run["rows"][WARM_UP:]
         step, model = median(r["step_s"] for r in rows), median(r["model_s"] for r in rows)
-        driver, own = (median(r["cpu"].get(kind, 0.0) for r in rows) for kind in ("driver", "Ray"))
+        loop, driver, own = (median(r["cpu"].get(kind, 0.0) for r in rows) for kind in ("loop", "driver", "Ray"))
         idle = [sum(r["idle"][fleet] for r in rows) / len(rows) for fleet in (ROLLOUT, REWARDS, LEARNER)]
         print(
             f"{run['scene']['name'] + ', ' + str(run['lag']):<16}{step:9.2f}{model:9.2f}{100 * (step / model - 1):8.1f}",
             end="",
         )
+        print(f"{loop:12.2f}{100 * loop / step:8.1f}", end="")
         print(f"{driver:14.2f}{own:11.2f}{idle[0]:15.0%}{idle[1]:9.0%}{idle[2]:9.0%}{run['replaced']:10}")
     phases = {
         "rollout": ("generate",), "reward": ("measure",), "annotate": ("annotate",), "update": ("update",),
