@@ -63,12 +63,24 @@ def prompts_key(prompts: Sequence[Prompt]) -> str:
 
 
 def model_key(source: str, revision: str) -> str:
-    """What a model is, in hex: of a folder, the SHA-256 of its files; of a hub id its name and revision."""
+    """What a model is: of a folder, the SHA-256 of its files; of a hub id its name and commit."""
     folder = Path(source)
     if not folder.is_dir():
-        return f"{source}@{revision}"
+        return f"{source}@{_commit(source, revision)}"
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.cache
+def _commit(hub_id: str, revision: str) -> str:
+    """The commit that `revision` names now, or in the local copy where the hub cannot be reached; itself where neither knows."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        path = cached_file(hub_id, "config.json", revision=revision or None)
+    except OSError:
+        return revision  # whoever loads the model will say what is wrong
+    return extract_commit_hash(path, None) or revision
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def turns(transcript: str) -> Iterator[Turn]:
 def results(
     directory: Path, first: str, second: str, *, corpus: str = "", draws: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """What raters said of `first` against `second`: the content of human.json.
+    """What raters said of `first` against `second`: this pair's part of human.json.
 
     Only judgements of replies that the suite still has count. The audit chain is checked first. Raises ValueError where it
     is broken, as `paired` does, and `NobodyJudged`.

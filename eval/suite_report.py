@@ -21,7 +21,7 @@ from eval.run_directory import flatten
 from eval.suite_report_data import Suite
 from eval.suite_report_examples import examples, stories
 from eval.suite_report_forest import forests
-from eval.suite_report_parts import agreement_rows, arm_cards, crisis_part, human_part, tiles, training_curves
+from eval.suite_report_parts import agreement_rows, arm_cards, crisis_part, human_parts, tiles, training_curves
 from eval.suite_report_read import read_suite
 from eval.suite_report_tables import Standing, corpus_tables, paper_tables, safety_table
 
@@ -47,7 +47,7 @@ CONTENTS = (
     ("details", "What was run"),
 )
 WITH = {  # the part without which a section is left out
-    "arms": "cards", "figures": "tables", "differences": "forests", "papers": "papers", "people": "human", "safety": "safety",
+    "arms": "cards", "figures": "tables", "differences": "forests", "papers": "papers", "people": "humans", "safety": "safety",
     "crisis": "crisis", "training": "curves", "progress": "stories", "examples": "examples", "agreement": "agreement",
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ def _parts(suite: Suite) -> dict[str, Any]:
         "safety": safety_table(suite),
         "examples": examples(suite),
         "crisis": crisis_part(suite),
-        "human": human_part(suite),
+        "humans": human_parts(suite),
         "agreement": agreement_rows(suite),
         "provenance": list(flatten(suite.provenance)),
     }

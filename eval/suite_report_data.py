@@ -177,7 +177,7 @@ class Suite:
     progress: Mapping[str, Sequence[Mapping[str, Any]]]
     agreement: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, Any]
-    human: Mapping[str, Any]
+    human: tuple[Mapping[str, Any], ...]  # a pair of arms each
     crisis: Mapping[str, Any]
     replies: tuple[Said, ...] | None
 

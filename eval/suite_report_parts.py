@@ -117,11 +117,12 @@ class Human:
     reasons: tuple[str, ...]
 
 
-def human_part(suite: Suite) -> Human | None:
-    """What people preferred; None where nobody was asked."""
-    told = suite.human
-    if not told:
-        return None
+def human_parts(suite: Suite) -> list[Human]:
+    """What people preferred, pair of arms by pair."""
+    return [_human_part(suite, told) for told in suite.human]
+
+
+def _human_part(suite: Suite, told: Mapping[str, Any]) -> Human:
     first, second = (suite.title_of(str(told[place])) for place in ("first", "second"))
     rate, p = estimate(told.get("win_rate")), real(told.get("p"))
     counts = {name: int(found) for name in ("items", "judgements", "raters", "first_wins", "second_wins", "ties")

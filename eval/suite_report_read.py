@@ -65,7 +65,7 @@ def _suite(told: Mapping[str, Any], replies: tuple[Said, ...] | None) -> Suite:
         progress=told.get("progress") or {},
         agreement=rows("agreement"),
         provenance=told.get("provenance") or {},
-        human=told.get("human") or {},
+        human=tuple(told.get("human") or ()),
         crisis=told.get("crisis") or {},
         replies=replies,
     )

@@ -78,7 +78,7 @@ def kl_penalty(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tens
 
         k1 = l                  unbiased, can be negative
         k2 = l^2 / 2            biased, low variance
-        k3 = exp(-l) - 1 + l    unbiased, never negative
+        k3 = exp(-l) - 1 + l    unbiased, never negative; of an l within +-20, since an infinite one has no gradient
 
     Returns nats per token, 0 off the mask.
     """
@@ -89,7 +89,8 @@ def kl_penalty(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tens
         case "k2":
             return log_ratio_BT.square() / 2
         case "k3":
-            return torch.expm1(-log_ratio_BT) + log_ratio_BT
+            bounded_BT = log_ratio_BT.clamp(-20, 20)
+            return torch.expm1(-bounded_BT) + bounded_BT
 
 
 def last_token_B(mask_BT: Tensor) -> Tensor:

@@ -126,12 +126,19 @@ def _admin_link(folder: Path, store: Any, url: str) -> str:
 
 
 def _write_results(directory: Path, first: str, second: str, config: CompareConfig) -> str:
-    """Write human.json; what it says in a line."""
+    """Write this pair's results into human.json, beside those of other pairs; what they say in a line."""
     from eval.side_by_side import RESULTS, results
     from rl.records import write_atomically
 
     told = results(directory, first, second, corpus=config.corpus, draws=config.draws, seed=config.seed)
-    write_atomically(directory / RESULTS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    path = directory / RESULTS
+    of = {"arms": {first, second}, "corpus": told["corpus"]}
+    others = [
+        pair
+        for pair in (json.loads(path.read_text()) if path.is_file() else [])
+        if {"arms": {pair["first"], pair["second"]}, "corpus": pair["corpus"]} != of
+    ]
+    write_atomically(path, json.dumps([*others, told], indent=1, ensure_ascii=False) + "\n")
     rate = told["win_rate"]
     return "\n".join(
         [

@@ -142,6 +142,8 @@ class PublishConfig:
             raise ValueError(f"publish.probes must be at least 1, is {self.probes}; no publish goes unproved")
         if not self.timeout_s > 0:
             raise ValueError(f"publish.timeout_s must be above 0, is {self.timeout_s}; 600 is usual")
+        if not self.tolerance >= 0:
+            raise ValueError(f"publish.tolerance must be at least 0, is {self.tolerance}; 0 takes the dtype's own")
 
     def part(self, tuning: str) -> PublishedPart:
         """What is sent of a policy that trains by `tuning`."""
@@ -265,6 +267,11 @@ class PpoRecipe:
             raise ValueError(
                 f"publish.what = {self.publish.what} needs model.tuning = lora, which is {self.model.tuning}: no adapter trains "
                 "there; set publish.what = auto"
+            )
+        if self.publish.what == "adapter" and self.model.lora.target_parameters:
+            raise ValueError(
+                "publish.what = adapter sends adapters of modules alone, model.lora.target_parameters names stacks of experts: vLLM "
+                "would not get theirs; set publish.what = merged"
             )
         if self.ppo.has_groups and self.sampling.n < 2:
             raise ValueError(

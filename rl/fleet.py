@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -137,13 +138,9 @@ class LearnerFleet:
         over the tolerance, naming the tensor group where one can be found; PublishHung when somebody does not answer.
         """
         self._version, self._moved = self._version + 1, False
-        try:
-            metrics = self._send(engine, self._version)
-        except RayTaskError as error:
-            if not isinstance(error.cause, EngineLost):
-                raise
-            engine.restart()  # brings the new engines up to date by `republish`
-            metrics = {}
+        metrics = self._send(engine, self._version)
+        if engine.shares_devices:
+            self._make_room()
         gap = self.gap(engine)
         if not gap <= self.tolerance:
             raise PublishMismatch(self.explain(engine, gap, self.tolerance))
@@ -174,11 +171,9 @@ class LearnerFleet:
         """
         limit_s = self._recipe.publish.timeout_s
         ask_learner = self._group.start(limit_s, PpoLearner.doing, PpoLearner.probe, self._probes)
-        try:
+        with self._naming_who_hangs(engine):
             theirs = engine.every_logprobs(self._probes, limit_s=limit_s)  # meanwhile the learner computes too
             ours = ask_learner()
-        except (ReplicaSilent, WorkersHung) as error:
-            raise self._hung(engine, error) from error
         gaps_of = [
             [
                 abs(a - b) if a == a and b == b else float("inf")
@@ -208,25 +203,42 @@ class LearnerFleet:
         self._version = int(state["version"]) - 1
 
     def _send(self, engine: RolloutFleet, version: int) -> dict[str, float]:
+        """Metrics of the publish; none where an engine died on the way: all are replaced, which `republish` brings up to date."""
         client = engine.client()
         connect = self._connected != client.engines
-        if connect:
-            engine.ready()  # loading a large model is not the publish's time
         limit_s = self._recipe.publish.timeout_s
-        try:
+        with self._naming_who_hangs(engine):
             if engine.shares_devices:
-                self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.make_room)
-            metrics = self._group.rank0_within(
-                limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, version, connect
-            )
-        except WorkersHung as error:
+                self._make_room()
+            if connect:
+                engine.ready()  # loading a large model is not the publish's time
+            try:
+                metrics = self._group.rank0_within(
+                    limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, version, connect
+                )
+            except RayTaskError as error:
+                if not isinstance(error.cause, EngineLost):
+                    raise
+                engine.restart()
+                return {}
+        self._connected = client.engines
+        return metrics
+
+    def _make_room(self) -> None:
+        """Let engines on the ranks' devices wake: what the ranks hold of memory without using it goes back."""
+        self._group.rank0_within(self._recipe.publish.timeout_s, PpoLearner.doing, PpoLearner.make_room)
+
+    @contextmanager
+    def _naming_who_hangs(self, engine: RolloutFleet) -> Iterator[None]:
+        """Turn a rank's or an engine's silence into PublishHung."""
+        try:
+            yield
+        except (ReplicaSilent, WorkersHung) as error:
             raise self._hung(engine, error) from error
         except RayTaskError as error:
             if not isinstance(error.cause, ReplicaSilent):
                 raise
             raise self._hung(engine, error.cause) from error
-        self._connected = client.engines
-        return metrics
 
     def _hung(self, engine: RolloutFleet, error: Exception) -> PublishHung:
         """What to raise; whoever hangs would not end otherwise, so both fleets are ended first."""
@@ -242,12 +254,15 @@ class LearnerFleet:
         message = (
             f"after publishing version {self._version} engine and learner differ by {gap:.3g} nats, over {limit:g}"
         )
-        groups = self._group.rank0(PpoLearner.groups)
+        limit_s = self._recipe.publish.timeout_s + _SECONDS_TO_TELL
+        groups = self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.groups)
         if not groups:
             return f"{message}; set publish.tolerance if two bf16 kernels explain it"
         before, closed = gap, dict[str, float]()
         for group in groups:
-            self._group.all(PpoLearner.resend, engine.client(), self._version, group)
+            with self._naming_who_hangs(engine):
+                resend = engine.client(), self._version, group
+                self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.resend, *resend)
             after = self.gap(engine)
             closed[group], before = before - after, after
             if after <= limit:

@@ -107,7 +107,7 @@ class Publisher:
             if trainer is not None:
                 trainer.shutdown()
             trainer = self._trainers[way] = cuda_trainer(way, self._stream, client, rank=self._rank)
-        cuda_publish(trainer, client, version)
+        cuda_publish(way, trainer, client, version)
         return sum(spec.bytes for spec in self._stream.specs())
 
 

@@ -39,7 +39,7 @@ def results_json(
     warned: Sequence[str],
 ) -> dict[str, Any]:
     """The document."""
-    settings, human = suite.settings, _document(suite.directory / "human.json")
+    settings, human = suite.settings, _document(suite.directory / "human.json") or []
     names = list(dict.fromkeys(metric for _, _, metric in findings.figures))
     return {
         "name": settings.name, "title": settings.title or settings.name, "question": settings.question,
@@ -61,7 +61,7 @@ def results_json(
         "sentences": list(told), "warnings": list(warned),
         "curves": {name: rows for name, model in models.items() if (rows := curves(model))},
         "progress": {name: rows for name, model in models.items() if (rows := _progress(model))},
-        "agreement": (human or {}).get("judges", []),
+        "agreement": [row for pair in human for row in pair["judges"]],
         "provenance": {**_machine(), "corpora": dict(provenance)},
         "human": human, "crisis": _document(suite.directory / "crisis.json"),
     }  # fmt: skip

@@ -100,12 +100,15 @@ class VllmEngine:
             )
         )
         self._rest = Rest(self._llm, spec.sleep_level)
+        self._stamped = False
 
     @ends_with_its_core
     async def ready(self) -> int:
         """Answer once the engine can generate; returns the process id."""
         await self._llm.check_health()
-        await self._llm.update_weight_version(str(UNPUBLISHED))
+        if not self._stamped:  # later it would call published weights, and replies in flight, unpublished
+            await self._llm.update_weight_version(str(UNPUBLISHED))
+            self._stamped = True
         return os.getpid()
 
     @ends_with_its_core

@@ -31,6 +31,7 @@ from rollout.weight_stream import (
     CHUNK_BYTES,
     EngineSyncClient,
     SharedMemoryUpdate,
+    WeightGroup,
     WeightStream,
     read_shared_memory,
 )
@@ -126,13 +127,31 @@ class StreamSource(WeightSource):
 
     def __init__(self, stream: WeightStream) -> None:
         self._stream = stream
+        self._groups: Iterator[WeightGroup] | None = None  # of the pass under way
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(spec.name, spec.dtype, spec.shape) for spec in self._stream.specs()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for group in self._stream:
+        """One pass. vLLM packs on two CUDA streams in turn, and a group may be made on one and read on the other: what is yielded is
+        finished, and what is dropped has been read."""
+        self._groups = iter(self._stream)
+        for group in self._groups:
+            _finish_device_work()
             yield from group.tensors
+            _finish_device_work()
+        self._groups = None
+
+    def drain(self) -> None:
+        """Make the pass to its end, from where it stands or from the beginning: the other ranks gather until then."""
+        for _ in self._groups or iter(self._stream):
+            pass
+        self._groups = None
+
+
+def _finish_device_work() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def cuda_trainer(
@@ -161,7 +180,24 @@ def cuda_trainer(
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=StreamSource(stream))
 
 
-def cuda_publish(trainer: TrainerWeightTransferEngine[Any], client: EngineSyncClient, version: int) -> None:
-    """Send every weight as policy `version`. Called on every rank."""
+def cuda_publish(
+    backend: str, trainer: TrainerWeightTransferEngine[Any], client: EngineSyncClient, version: int
+) -> None:
+    """Send every weight as policy `version`. Called on every rank.
+
+    Where an engine fails before the broadcast, rank 0 still makes its pass over the stream, since the other ranks do; then it
+    raises. By IPC ranks also meet in vLLM's own collectives, which nobody can make for it: there the failure is fatal
+    (RuntimeError).
+    """
     trainer.client = client.at(version)
-    trainer.send_weights()
+    source = trainer.source
+    assert isinstance(source, StreamSource)
+    try:
+        trainer.send_weights()
+    except Exception as error:
+        if backend == "ipc":
+            raise RuntimeError(
+                f"an engine failed while it shared the learner's memory ({error}); the same command resumes from the last checkpoint"
+            ) from error
+        source.drain()
+        raise

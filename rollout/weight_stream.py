@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -102,6 +103,7 @@ class SharedMemoryUpdate:
     """One chunk of a publish: where it lies and how to read it. `only_chunk`: the publish has no other."""
 
     path: str
+    host: str
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
@@ -213,15 +215,21 @@ def _span(update: SharedMemoryUpdate) -> str:
 
 
 def _empty_update(path: str, *, only_chunk: bool) -> SharedMemoryUpdate:
-    return SharedMemoryUpdate(path, [], [], [], [], only_chunk)
+    return SharedMemoryUpdate(path, this_host(), [], [], [], [], only_chunk)
 
 
 def read_shared_memory(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
     """The engine's side: tensors of one chunk.
 
     Views into the shared memory where the publish has one chunk; copies where the sender will reuse the memory, since
-    vLLM keeps padded parameters (an embedding whose vocabulary is rounded up) unread until the publish is finished.
+    vLLM keeps padded parameters (an embedding whose vocabulary is rounded up) unread until the publish is finished. Raises
+    ValueError on another host than the sender's.
     """
+    if update.host != this_host():
+        raise ValueError(
+            "weights through shared memory reach engines on the host of learner rank 0 alone, this engine is on another; keep them "
+            'together on one node or, on GPUs, set publish.what = "merged" or "full" and rollout.weight_transfer = "nccl"'
+        )
     with open(update.path, "rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors = []
@@ -230,6 +238,11 @@ def read_shared_memory(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
         tensor = torch.frombuffer(memory, dtype=getattr(torch, dtype), count=count, offset=offset).view(shape)
         tensors.append((name, tensor if update.only_chunk else tensor.clone()))
     return tensors
+
+
+def this_host() -> str:
+    """What tells hosts apart, and containers that do not see each other's processes."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
 
 
 def _aligned(size: int) -> int:

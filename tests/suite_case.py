@@ -95,7 +95,7 @@ def suite_case(seed: int = 3) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ],
         "provenance": {"git_revision": "4f1c2ab", "packages": {"torch": "2.13.0", "vllm": "0.32.0"}, "machine": "2 cores",
                        "corpus": {"file": "esconv.json", "sha256": "ab" * 32, "licence": "Apache-2.0"}},
-        "human": _human(), "crisis": _crisis(),
+        "human": [_human()], "crisis": _crisis(),
     }  # fmt: skip
     return results, replies
 
@@ -131,7 +131,7 @@ def hostile(results: dict[str, Any], replies: list[dict[str, Any]]) -> None:
     for row in results["progress"]["ppo"]:
         row |= {"reply": f"stage {ATTACK}", "history": f"Client: then {ATTACK}"}
     results["provenance"][ATTACK] = {ATTACK: ATTACK}
-    results["human"] |= {"reasons": [f"wrote {ATTACK}"], "agreement": {ATTACK: ATTACK}}
+    results["human"][0] |= {"reasons": [f"wrote {ATTACK}"], "agreement": {ATTACK: ATTACK}}
     results["crisis"] |= {"source": ATTACK, "licence": ATTACK, "personas": [ATTACK]}
     results["agreement"][0]["first"] = f"judge {ATTACK}"
     for row in replies:

@@ -911,8 +911,12 @@ def test_the_command_serves_goes_on_and_writes_the_results(tmp_path: Path) -> No
         out, err = process.communicate(timeout=30)
     assert links[0] == links[1] and process.returncode == 0, err
     assert "ppo wins 6" in out and "2 of 8 items are not judged yet" in out
-    told = json.loads((folder / "human.json").read_text())
+    [told] = json.loads((folder / "human.json").read_text())
     assert (told["first"], told["second"], told["second_wins"], told["win_rate"]["value"]) == ("sft", "ppo", 6, 0.0)
-    (folder / "human.json").unlink()
+    other = {"first": "sft", "second": "echo", "corpus": told["corpus"]}
+    (folder / "human.json").write_text(json.dumps([told, other]))
     assert main(["compare", str(folder), "ppo", "sft", "--results"]) == 0
-    assert json.loads((folder / "human.json").read_text())["first_wins"] == 6
+    assert [(p["first"], p.get("first_wins")) for p in json.loads((folder / "human.json").read_text())] == [
+        ("sft", None),
+        ("ppo", 6),
+    ]

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +40,7 @@ from rollout.tokenizer import train_tokenizer
 from rollout.types import Finish, Prompt, Rollout, Sampling, Speaker, Turn
 from tests.faulty_server import Fault, FaultyServer, body, drop, hang, status
 
+ROOT = Path(__file__).parents[1]
 RULES = Instruments(MetricsConfig(rewards=RewardsConfig(crisis=CrisisConfig(classifier=False))))
 SMALL = """
 name = "small"
@@ -377,6 +381,27 @@ def test_keys_see_weights_and_prompts(tmp_path: Path) -> None:
     assert model_key("org/name", "v1") != model_key("org/name", "v2")
     asked = prompts(3)
     assert prompts_key(asked) == prompts_key(prompts(3)) != prompts_key(asked[:2])
+
+
+def test_a_hub_models_key_follows_its_commit(tmp_path: Path) -> None:
+    """A name whose branch has moved on is another model: its answers are asked for again."""
+    hub = tmp_path / "hub" / "models--org--name"
+
+    def key_at(commit: str) -> str:
+        snapshot = hub / "snapshots" / commit
+        for folder in (hub / "refs", snapshot):
+            folder.mkdir(parents=True, exist_ok=True)
+        (hub / "refs" / "main").write_text(commit)
+        (snapshot / "config.json").write_text("{}")
+        code = "from eval.answer_cache import model_key; print(model_key('org/name', ''))"
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        asked = [sys.executable, "-c", code]
+        return subprocess.run(
+            asked, env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    first, second = "a" * 40, "b" * 40
+    assert (key_at(first), key_at(second)) == (f"org/name@{first}", f"org/name@{second}")
 
 
 # --- what is found

@@ -350,7 +350,7 @@ def test_a_win_rate_is_not_called_one_that_it_is_not(
     tmp_path: Path, case: Case, win: float, low: float, high: float, words: str
 ) -> None:
     results, replies = deepcopy(case)
-    results["human"]["win_rate"] = {"value": win, "low": low, "high": high}
+    results["human"][0]["win_rate"] = {"value": win, "low": low, "high": high}
     assert words in page_of(tmp_path / "suite", results, replies).text
 
 

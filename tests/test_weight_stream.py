@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
@@ -280,3 +280,14 @@ def test_the_memory_goes_with_its_sender() -> None:
     process.join(30)
     with pytest.raises(OSError):
         read_shared_memory(update)
+
+
+def test_another_host_is_told_so() -> None:
+    """What an engine elsewhere would open under the same path is another process's, or nothing."""
+
+    def read(update: SharedMemoryUpdate) -> list[Named]:
+        with pytest.raises(ValueError, match=r"host of learner rank 0 alone.*rollout\.weight_transfer"):
+            read_shared_memory(replace(update, host="elsewhere"))
+        return read_shared_memory(update)
+
+    SharedMemorySender().send(model(), Client(read=read), 0)
