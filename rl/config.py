@@ -270,8 +270,8 @@ class PpoRecipe:
             )
         if self.publish.what == "adapter" and self.model.lora.target_parameters:
             raise ValueError(
-                "publish.what = adapter sends adapters of modules alone, model.lora.target_parameters names stacks of experts: vLLM "
-                "would not get theirs; set publish.what = merged"
+                "publish.what = adapter sends adapters of modules alone, model.lora.target_parameters names stacks of experts: "
+                "vLLM would not get theirs; set publish.what = merged"
             )
         if self.ppo.has_groups and self.sampling.n < 2:
             raise ValueError(

@@ -133,8 +133,8 @@ class StreamSource(WeightSource):
         return [ParamMeta(spec.name, spec.dtype, spec.shape) for spec in self._stream.specs()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """One pass. vLLM packs on two CUDA streams in turn, and a group may be made on one and read on the other: what is yielded is
-        finished, and what is dropped has been read."""
+        """One pass. vLLM packs on two CUDA streams in turn, and a group may be made on one and read on the other: what is
+        yielded is finished, and what is dropped has been read."""
         self._groups = iter(self._stream)
         for group in self._groups:
             _finish_device_work()
@@ -197,7 +197,8 @@ def cuda_publish(
     except Exception as error:
         if backend == "ipc":
             raise RuntimeError(
-                f"an engine failed while it shared the learner's memory ({error}); the same command resumes from the last checkpoint"
+                f"an engine failed while it read the learner's memory ({error}); the same command resumes from the last "
+                "checkpoint"
             ) from error
         source.drain()
         raise

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.placement import Placement, connect, has_gpus
-from rl.config import ModelConfig, PpoRecipe, PublishConfig, Shape, TinyConfig
+from rl.config import LoraConfig, ModelConfig, PpoRecipe, PublishConfig, Shape, TinyConfig
 from rl.fleet import LearnerFleet, PublishHung
 from rl.intake import check_publish
 from rl.layout import claims
@@ -24,7 +24,7 @@ from rl.policy import ActorCritic
 from rl.ppo import spec_of
 from rl.tiny import build
 from rl.zero import AdapterStream, PolicyStream
-from rollout.fleet import FLEET, RolloutFleet
+from rollout.fleet import FLEET, EngineLost, RolloutFleet
 from rollout.tokenizer import train_tokenizer
 from rollout.types import Dialogue, Speaker, Turn
 from rollout.weight_stream import AdapterUpdate, SharedMemorySender, SharedMemoryUpdate, read_shared_memory
@@ -129,6 +129,51 @@ def test_what_is_sent_follows_from_what_trains() -> None:
             PpoRecipe(model=ModelConfig(tuning="full"), publish=PublishConfig(what=what))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"publish.timeout_s must be above 0, is 0"):
         PublishConfig(timeout_s=0)
+    with pytest.raises(ValueError, match=r"publish.tolerance must be at least 0, is -1"):
+        PublishConfig(tolerance=-1)
+    lora = LoraConfig(target_parameters=("experts.down_proj",))
+    with pytest.raises(ValueError, match=r"publish.what = adapter .*target_parameters .*set publish.what = merged"):
+        PpoRecipe(model=ModelConfig(tuning="lora", lora=lora), publish=PublishConfig(what="adapter"))
+
+
+@pytest.mark.parametrize("fails_behind", [0, 3])
+def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None:
+    """Where vLLM's trainer gives up before its first tensor, or in the middle, rank 0 still makes one whole pass over the stream, since
+    the other ranks do; through shared device memory the failure ends the run."""
+    from rollout.vllm_weights import StreamSource, cuda_publish
+
+    policy, _ = perturbed_policy("mistral")
+    stream, passed = PolicyStream(policy.policy, only_trained=True), list[str]()
+
+    class Noted:
+        specs = stream.specs
+
+        def __iter__(self) -> Iterator[Any]:
+            for group in stream:
+                passed.append(group.name)
+                yield group
+
+    class GivesUp:
+        """vLLM's trainer, whose engine dies."""
+
+        source = StreamSource(Noted())  # type: ignore[arg-type]
+
+        def send_weights(self) -> None:
+            for count, _ in enumerate(self.source if fails_behind else ()):
+                if count == fails_behind:
+                    break
+            raise EngineLost("a rollout engine died")
+
+    class Anyone:
+        def at(self, version: int) -> Anyone:
+            return self
+
+    whole = [group.name for group in stream]
+    with pytest.raises(EngineLost):
+        cuda_publish("nccl", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
+    assert passed == whole
+    with pytest.raises(RuntimeError, match="resumes from the last checkpoint"):
+        cuda_publish("ipc", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
 
 
 def test_an_adapter_that_the_engines_cannot_apply_is_refused_at_the_start(tmp_path: Path) -> None:
