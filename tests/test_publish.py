@@ -138,8 +138,8 @@ def test_what_is_sent_follows_from_what_trains() -> None:
 
 @pytest.mark.parametrize("fails_behind", [0, 3])
 def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None:
-    """Where vLLM's trainer gives up before its first tensor, or in the middle, rank 0 still makes one whole pass over the stream, since
-    the other ranks do; through shared device memory the failure ends the run."""
+    """Where vLLM's trainer gives up before its first tensor, or in the middle, rank 0 still makes one whole pass over the
+    stream, since the other ranks do; through shared device memory the failure ends the run."""
     from rollout.vllm_weights import StreamSource, cuda_publish
 
     policy, _ = perturbed_policy("mistral")
