@@ -15,7 +15,7 @@ class Accelerator(NamedTuple):
     """
 
     name: str
-    memory: int  # bytes
+    memory: int  # bytes that a process may use
     flops: float  # bfloat16 with dense matrices, per second
     hbm: float  # bytes per second
     link: float  # bytes per second
@@ -29,18 +29,20 @@ def _sheet(
     return Accelerator(name, int(gib * GIB), teraflops * 1e12, hbm * 1e9, link * 1e9, network * 1e9, source)
 
 
-# GiB; TFLOP/s; GB/s of memory; GB/s of NVLink (half of the published sum of both directions) or PCIe 4.0 x16; GB/s of network:
-# of the maker's own eight-device system (DGX A100: 200 Gb/s a device, DGX H100, H200 and B200: 400), else 100 Gb/s assumed.
+# GiB that CUDA reports as a device's total: less than its name says, since driver and ECC keep some. From memory of such devices, and
+# rounded down; not measured here, and drivers differ by some tenths. TFLOP/s; GB/s of memory; GB/s of NVLink (half of the
+# published sum of both directions) or PCIe 4.0 x16; GB/s of network: of the maker's own eight-device system (DGX A100: 200 Gb/s a
+# device, DGX H100, H200 and B200: 400), else 100 Gb/s assumed.
 ACCELERATORS = {
     device.name: device
     for device in (
-        _sheet("A100-40GB", 40, 312, 1555, 300, 25, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
-        _sheet("A100-80GB", 80, 312, 2039, 300, 25, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
-        _sheet("H100-80GB", 80, 989, 3350, 450, 50, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
-        _sheet("H200-141GB", 141, 989, 4800, 450, 50, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
-        _sheet("B200", 180, 2250, 8000, 900, 50, "NVIDIA HGX B200 data sheet"),
-        _sheet("L40S", 45, 362, 864, 32, 12.5, "NVIDIA L40S data sheet (48 GB, of which ECC leaves 45)"),
-        _sheet("RTX4090", 24, 165, 1008, 32, 12.5, "NVIDIA Ada GPU architecture white paper"),
+        _sheet("A100-40GB", 39.3, 312, 1555, 300, 25, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
+        _sheet("A100-80GB", 79.1, 312, 2039, 300, 25, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
+        _sheet("H100-80GB", 79.1, 989, 3350, 450, 50, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
+        _sheet("H200-141GB", 139.7, 989, 4800, 450, 50, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
+        _sheet("B200", 178, 2250, 8000, 900, 50, "NVIDIA HGX B200 data sheet"),
+        _sheet("L40S", 44.3, 362, 864, 32, 12.5, "NVIDIA L40S data sheet"),
+        _sheet("RTX4090", 23.5, 165, 1008, 32, 12.5, "NVIDIA Ada GPU architecture white paper"),
     )
 }
 _SLOWEST = ACCELERATORS["L40S"]  # rates of a device that is known by its memory alone
@@ -62,7 +64,8 @@ class Cluster(NamedTuple):
 
 
 def parse_cluster(nodes: int, devices: str) -> Cluster:
-    """`devices` of a node, such as "8xH100-80GB", or "8xNAME:80GB" for a device that is not in the table.
+    """`devices` of a node, such as "8xH100-80GB", or "8xNAME:80GB" for a device that is not in the table: the GiB that CUDA
+    reports of it.
 
     Raises ValueError, naming the known devices.
     """

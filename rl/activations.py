@@ -14,10 +14,12 @@ _ATTENTION_INPUTS = frozenset(("q_proj", "k_proj", "v_proj", "c_attn"))
 
 
 class Trained(NamedTuple):
-    """What of the model trains: all weights (`rank` 0), or adapters of `rank` on the modules `targets`."""
+    """What of the model trains: all weights (`rank` 0), or adapters of `rank` on the modules `targets` and on whole `stacks` of
+    experts."""
 
     rank: int = 0
     targets: frozenset[str] = frozenset()
+    stacks: frozenset[str] = frozenset()
 
     @property
     def full(self) -> bool:
@@ -25,7 +27,7 @@ class Trained(NamedTuple):
 
     def touches(self, *names: str) -> bool:
         """Whether one of the modules `names` keeps its inputs for a weight's gradient."""
-        return self.full or bool(self.targets.intersection(names))
+        return self.full or bool((self.targets | self.stacks).intersection(names))
 
 
 class LayerBytes(NamedTuple):
@@ -35,8 +37,8 @@ class LayerBytes(NamedTuple):
     added: float
 
 
-def layer_bytes(shape: ModelShape, trained: Trained, width: int) -> LayerBytes:
-    """Bytes per token of one layer."""
+def layer_bytes(shape: ModelShape, trained: Trained, width: int, *, masked: bool = False) -> LayerBytes:
+    """Bytes per token of one layer; with an attention mask (`masked`) keys and values are repeated for every query's head."""
     d, q, k, f = shape.hidden, shape.queries, shape.keys, shape.feed_forward
     if shape.family == "gpt2":
         norms = 2 * (d * width + 2 * width)  # their inputs, mean and deviation
@@ -49,7 +51,7 @@ def layer_bytes(shape: ModelShape, trained: Trained, width: int) -> LayerBytes:
         unscaled = 2 * d * width if trained.full else 0
         norms = 2 * (4 * d + 4) + unscaled  # RMS norms compute in float32
         inputs = d if trained.touches(*_ATTENTION_INPUTS) else 0
-        attention = width * (inputs + 2 * q + 2 * k) + 4 * shape.heads
+        attention = width * (inputs + 2 * q + 2 * (q if masked else k)) + 4 * shape.heads
         keeps_product = trained.touches("down_proj", "experts.down_proj")
         if shape.experts:
             chosen = shape.experts_per_token
@@ -60,18 +62,28 @@ def layer_bytes(shape: ModelShape, trained: Trained, width: int) -> LayerBytes:
         else:
             inputs = d if trained.touches("gate_proj", "up_proj") else 0
             feed_forward = width * (3 * f + inputs + (f if keeps_product else 0))
-    adapters = 0 if trained.full else width * trained.rank * len(trained.targets)
+    # one product of rank numbers per token and module; stacks are folded before they multiply, and have none
+    adapters = width * trained.rank * sum(name.rpartition(".")[2] in trained.targets for name in shape.modules)
     pairs_f = f * max(shape.experts_per_token, 1)
     # while the gated product, or GELU, is taken back: its gradient and those of its two factors, beside what is kept
     added = width * ((2 if keeps_product else 3) * pairs_f + d)
     return LayerBytes(norms + attention + feed_forward + adapters, added)
 
 
+def folded_stacks(shape: ModelShape, trained: Trained, width: int) -> dict[str, float]:
+    """Bytes of W + B A of each stack of experts of a layer that has adapters, by the stack's name: PEFT makes it before it
+    multiplies, and autograd keeps it whole."""
+    return {name: width * shape.experts * i * o for name, (i, o) in shape.stacks.items() if name in trained.stacks}
+
+
 def largest_gradient(shape: ModelShape, trained: Trained, width: int) -> float:
-    """Bytes of the largest gradient of one weight of a layer; one of a whole stack of experts counts as one."""
-    if not trained.full:
-        return 0
-    return width * max((i * o * max(shape.experts, 1) for i, o in (shape.stacks or shape.modules).values()), default=0)
+    """The most bytes that gradients of a layer's weights add at once; one of a whole stack of experts counts as one."""
+    if trained.full:
+        return width * max(i * o * max(shape.experts, 1) for i, o in (shape.stacks or shape.modules).values())
+    highest = freed = 0.0
+    for size in reversed(folded_stacks(shape, trained, width).values()):  # backward: what multiplied last comes first
+        highest, freed = max(highest, size - freed), freed + size  # a folded stack goes when its gradient is there
+    return highest
 
 
 class PassBytes(NamedTuple):
@@ -81,22 +93,43 @@ class PassBytes(NamedTuple):
     passing: float
 
 
-def pass_bytes(shape: ModelShape, trained: Trained, tokens: float, *, width: int, checkpointing: bool) -> PassBytes:
+def pass_bytes(
+    shape: ModelShape, trained: Trained, tokens: float, *, width: int, checkpointing: bool, pairs: float = 0.0
+) -> PassBytes:
     """Of `tokens` tokens, without the output layer's logits, whose turn is over when the layers' begins.
 
-    With gradient checkpointing every layer's input waits, and a layer is computed again as if without.
+    With gradient checkpointing every layer's input waits, and a layer is computed again as if without. `pairs` (of tokens, R x W x
+    W) are those of an attention mask: each layer's SDPA makes the booleans a mask of the weights' type, and keeps it.
     """
-    layer = layer_bytes(shape, trained, width)
+    layer = layer_bytes(shape, trained, width, masked=pairs > 0)
+    kept = tokens * layer.kept + sum(folded_stacks(shape, trained, width).values()) + pairs * width
     wide = max(tokens * layer.added, largest_gradient(shape, trained, width))
     if checkpointing:
-        return PassBytes(tokens * shape.layers * shape.hidden * width, tokens * layer.kept + wide)
-    return PassBytes(tokens * shape.layers * layer.kept, wide)
+        return PassBytes(tokens * shape.layers * shape.hidden * width, kept + wide)
+    return PassBytes(shape.layers * kept, wide)
 
 
-def logits_bytes(shape: ModelShape, positions: float, *, scored: bool) -> float:
-    """The most that the output layer and what follows it hold in float32, for `positions` trained positions.
+def forward_bytes(shape: ModelShape, trained: Trained, tokens: float, positions: float, *, width: int) -> float:
+    """The most of a forward pass that keeps nothing: a layer, or the output layer's logits, log-softmax and softmax."""
+    layer = tokens * layer_bytes(shape, trained, width).kept + sum(folded_stacks(shape, trained, width).values())
+    return max(layer, positions * shape.vocabulary * 4 * 3)
 
-    `scored`: log-probs and entropy of PPO (logits, log-softmax, softmax, two gradients; one more where an entropy bonus is paid);
-    else cross-entropy (log-softmax, two gradients).
+
+class LogitsBytes(NamedTuple):
+    """What the output layer and what follows it hold in float32: at most, and beside the layers' backward pass."""
+
+    peak: float
+    kept: float
+
+
+def logits_bytes(shape: ModelShape, positions: float, *, scored: bool, again: bool = False) -> LogitsBytes:
+    """Of `positions` trained positions.
+
+    `scored`: log-probs and entropy of PPO (logits, log-softmax, softmax, two gradients); else cross-entropy (log-softmax, two
+    gradients). No gradient goes back through an entropy that only is measured, so that its two (logits, softmax) are kept until
+    the next micro-batch has its own: there (`again`) they live beside logits, log-softmax, softmax and their product.
     """
-    return positions * shape.vocabulary * 4 * (5 if scored else 3)
+    one = positions * shape.vocabulary * 4
+    if not scored:
+        return LogitsBytes(3 * one, 0)
+    return LogitsBytes((6 if again else 5) * one, 2 * one)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from cluster.device_table import Cluster
 from rl.config import PpoRecipe
-from rl.memory_model import BYTES, Counts, Overheads, Parts, counts_of, kv_token_bytes, learner_phases
+from rl.memory_model import BYTES, Counts, Overheads, Parts, counts_of, kv_token_bytes, largest_sent, learner_phases
 from rl.model_shape import ModelShape
 from rl.placement_config import Layout, near_engines
 from rl.sft_config import SftRecipe
 
-KV = "KV cache"
+KV, RELOAD = "KV cache", "layer that is loaded"
 
 
 class Cache(NamedTuple):
@@ -72,7 +72,8 @@ class LayoutPlan:
     @property
     def cache(self) -> Cache | None:
         """The cache of the engines that have least room; None for a supervised run."""
-        return next((use.cache for use in self.uses if use.cache is not None), None)
+        caches = [use.cache for use in self.uses if use.cache is not None]
+        return min(caches, key=lambda cache: cache.tokens, default=None)
 
     @property
     def layout(self) -> Layout:
@@ -91,7 +92,7 @@ def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, 
     learner = learner_phases(recipe, shape, counts, overheads)
     problems = list[str]()
     if isinstance(recipe, SftRecipe):
-        phases = {name: parts for name, parts in learner.items() if name not in ("rollout", "publish")}
+        phases = {name: parts for name, parts in learner.items() if name != "rollout"}
         uses: tuple[DeviceUse, ...] = (DeviceUse("learner rank", ranks, capacity, phases),)
     else:
         rollout = recipe.rollout
@@ -106,17 +107,34 @@ def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, 
         if near:
             share = recipe.placement.memory_utilization * capacity
             parts, cache = engine_parts(recipe, shape, counts, share, overheads)
-            both = _together(learner, parts, sleeps=recipe.placement.sleep)
+            both = _together(learner, parts, largest_sent(recipe, shape), sleeps=recipe.placement.sleep)
             uses = (DeviceUse("learner rank + engine", ranks, capacity, both, cache),)
         else:
             uses = (DeviceUse("learner rank", ranks, capacity, learner),)
         if far := (rollout.engines - near) * width:
             parts, cache = engine_parts(recipe, shape, counts, rollout.memory_utilization * capacity, overheads)
-            uses = (*uses, DeviceUse("engine", far, capacity, {"rollout": parts}, cache))
+            sent = largest_sent(recipe, shape)
+            publish = {**parts, "publish staging": overheads.staging if sent else 0.0, RELOAD: sent}
+            uses = (*uses, DeviceUse("engine", far, capacity, {"rollout": parts, "publish": publish}, cache))
+        problems += _apart(near + far // width, width, cluster)
     needed = sum(use.count for use in uses)
     if needed > cluster.devices:
         problems.append(f"it takes {needed} devices, {cluster} has {cluster.devices}")
     return LayoutPlan(recipe, shape, counts, cluster, uses, tuple(problems))
+
+
+def _apart(groups: int, width: int, cluster: Cluster) -> list[str]:
+    """Why `groups` of `width` devices, each on one node (`cluster.placement`), find no room there. Single ranks take what these
+    leave, on any node, so that counting devices is enough for them."""
+    if groups * width > cluster.devices or width > cluster.per_node:  # said already
+        return []
+    room = cluster.per_node // width
+    if groups <= cluster.nodes * room:
+        return []
+    return [
+        f"{groups} tensor-parallel groups of {width} devices, each on one node, do not fit: {cluster} has room for {room} a node; "
+        f"set rollout.tensor_parallel to a divisor of {cluster.per_node}, or lower rollout.engines"
+    ]
 
 
 def engine_parts(
@@ -141,12 +159,16 @@ def engine_parts(
     return {**parts, KV: max(room, 0.0)}, Cache(tokens, tokens // full, wanted, longest)
 
 
-def _together(learner: dict[str, Parts], engine: dict[str, float], *, sleeps: bool) -> dict[str, Parts]:
-    """A rank and an engine on one device: one that sleeps does so while the learner works, and wakes its weights alone for a
-    publish."""
-    asleep = {"context": engine["context"]} if sleeps else engine
-    awake = {part: engine[part] for part in ("weights", "CUDA graphs", "context")} if sleeps else engine
-    beside = {"rollout": engine, "publish": awake}
+def _together(learner: dict[str, Parts], engine: dict[str, float], sent: float, *, sleeps: bool) -> dict[str, Parts]:
+    """A rank and an engine on one device: one that sleeps does so while the learner works, wakes its weights alone for a publish,
+    and all of itself for the publish's probe. It is awake then until the next step's learner begins: a checkpoint is saved before.
+
+    CUDA graphs stay while it sleeps: vLLM offloads them only with `sleep_mode_offload_cudagraph`, which no engine here sets. The
+    layer of a publish that it loads anew, `sent` bytes, comes whole.
+    """
+    asleep = {part: engine[part] for part in ("CUDA graphs", "context")} if sleeps else engine
+    awake = {**asleep, "weights": engine["weights"], RELOAD: sent}
+    beside = {"rollout": engine, "publish": awake, "probe": engine, "save": engine}
     return {phase: {**parts, **_named(beside.get(phase, asleep))} for phase, parts in learner.items()}
 
 

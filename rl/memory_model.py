@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rl.activations import Trained, logits_bytes, pass_bytes
+from rl.activations import Trained, forward_bytes, logits_bytes, pass_bytes
 from rl.config import REDUCE_BUCKET, PpoRecipe
-from rl.model_shape import ModelShape
+from rl.model_shape import ATTENTION, ModelShape
 from rl.sft_config import SftRecipe
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -135,26 +135,55 @@ def cpu_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
     return tensors + (3 * engines + ranks + recipe.rewards.actors) * PROCESS_BYTES
 
 
-def micro_tokens(recipe: PpoRecipe | SftRecipe) -> tuple[int, int]:
-    """Tokens of the largest micro-batch, and the positions of them that train: rows as long as the recipe allows."""
+class MicroBatch(NamedTuple):
+    """A rank's largest micro-batch, rows as long as the recipe allows: its tokens, and the positions of them that train.
+
+    `again`: the update makes more than one. `pairs` of tokens (R x W x W) are in its attention mask, 0 where it needs none, and in
+    the masks of all micro-batches that the rank lays out at once `masks`.
+    """
+
+    tokens: int
+    positions: int
+    again: bool = False
+    pairs: int = 0
+    masks: int = 0
+
+
+def largest_micro_batch(recipe: PpoRecipe | SftRecipe) -> MicroBatch:
+    """The largest micro-batch that `rl.micro_batches.deal_rows` (PPO) or `rl.sequences.shares` (supervised) may deal."""
     ranks = recipe.learner.ranks
     if isinstance(recipe, SftRecipe):
         rows = min(recipe.learner.micro_batch, -(-recipe.sft.batch // ranks))
-        return rows * recipe.longest[1], rows * recipe.data.max_tokens
-    longest = recipe.prompts.max_context_tokens + recipe.sampling.max_tokens
-    at_once = (
-        recipe.learner.micro_batch_tokens // longest or 1
-        if recipe.learner.micro_batch_tokens
-        else recipe.learner.micro_batch
-    )
-    rows = min(at_once, recipe.replies_per_step // ranks)
-    return rows * longest, rows * recipe.sampling.max_tokens
+        return MicroBatch(rows * recipe.longest[1], rows * recipe.data.max_tokens)
+    if recipe.learner.micro_batch_tokens:
+        return _largest_packed(recipe)
+    mine, reply = recipe.replies_per_step // ranks, recipe.sampling.max_tokens
+    rows = min(recipe.learner.micro_batch, mine)
+    again = rows * recipe.ppo.minibatches < mine
+    return MicroBatch(rows * (recipe.prompts.max_context_tokens + reply), rows * reply, again)
+
+
+def _largest_packed(recipe: PpoRecipe) -> MicroBatch:
+    """Rows hold families: replies with one prompt before them, as many as stay within `learner.micro_batch_tokens`. Prompts may be
+    short, so that nearly all tokens of a row train; a text of `prompts.fixed` may be drawn several times in a step."""
+    prompts, reply, n = recipe.prompts, recipe.sampling.max_tokens, recipe.sampling.n
+    prompt, limit, ranks = prompts.max_context_tokens, recipe.learner.micro_batch_tokens, recipe.learner.ranks
+    fixed = -(-prompts.per_step * prompts.fixed_share // max(len(prompts.fixed), 1))
+    most = n * max(int(fixed), 1)  # replies to one prompt
+    held = min(max((limit - prompt + 1) // (reply + 1), 1), most)  # of them in a family
+    capacity = prompt + reply if held == 1 else prompt - 1 + held * (reply + 1)
+    families = prompts.per_step * -(-n // min(held, n))
+    share = -(-families // ranks) * capacity  # fullest rows are dealt first: ranks differ by one at most
+    tokens = min(max(limit, capacity), share)
+    positions = min(tokens, max(-(-families // ranks) * min(held, n), held) * reply)
+    return MicroBatch(tokens, positions, tokens < share, tokens * capacity, share * capacity)
 
 
 def learner_phases(
     recipe: PpoRecipe | SftRecipe, shape: ModelShape, counts: Counts, overheads: Overheads
 ) -> dict[str, Parts]:
-    """A learner rank's parts while it rests (an engine generates), computes gradients, reduces and applies them, and publishes.
+    """A learner rank's parts while it computes gradients, reduces and applies them; with PPO also while it rests (an engine
+    generates), publishes, reads the publish's probe, and saves.
 
     `gathers` are ZeRO-3's: weights whole on the rank, up to learner.max_live_parameters; `bucket` holds gradients on their way.
     """
@@ -166,40 +195,83 @@ def learner_phases(
         rest["bucket"] = bucket
     else:
         rest["gradients"] = 0.0  # made anew at each update
-    tokens, positions = micro_tokens(recipe)
+    micro = largest_micro_batch(recipe)
     live = min(counts.policy, learner.max_live_parameters) * width if stage == 3 and ranks > 1 else 0.0
+    trained = trained_parts(recipe.model)
     waiting, passing = pass_bytes(
         shape,
-        trained_parts(recipe.model, shape),
-        tokens,
+        trained,
+        micro.tokens,
         width=width,
         checkpointing=recipe.model.gradient_checkpointing,
+        pairs=micro.pairs,
     )
-    activations = waiting + passing
+    activations = waiting + passing + micro.masks  # these are booleans
     # the logits' turn comes before the layers': only what they need beyond a layer adds to the peak
-    logits = max(logits_bytes(shape, positions, scored=isinstance(recipe, PpoRecipe)) - passing, 0.0)
+    scored = logits_bytes(shape, micro.positions, scored=isinstance(recipe, PpoRecipe), again=micro.again)
+    logits = max(scored.peak - passing, scored.kept)
     compute = {**rest, **states(recipe, counts), "gathers": live, "bucket": bucket}
     slack = overheads.slack * (activations + logits + live + bucket)
     gradients = {**compute, "activations": activations, "logits": logits, "fragments": slack}
     # ZeRO-1 and 2 hold the rank's gradients twice more for a moment: as reduced, and as flattened to be added up
     averaged = 2 * counts.trained * width / ranks if stage in (1, 2) else 0.0
     reduce = {**compute, "gathers": 0.0, "update": averaged}
-    largest = counts.trained / (2 if isinstance(recipe, PpoRecipe) else 1) / (ranks if stage else 1)
+    groups = 2 if isinstance(recipe, PpoRecipe) and recipe.ppo.has_critic else 1  # of the optimizer: policy and critic
+    largest = counts.trained / groups / (ranks if stage else 1)
     apply = {
         **rest,
         **states(recipe, counts),
         "update": 4 * largest * overheads.adam_buffers if stage else 0.0,
     }
-    layer = max(shape.attention + shape.feed_forward_block, shape.vocabulary * shape.hidden) * width
-    publish = {**rest, "gathers": layer if stage == 3 else 0.0, "publish staging": layer + overheads.staging}
-    return {"rollout": rest, "gradients": gradients, "reduce": reduce, "apply": apply, "publish": publish}
+    phases: dict[str, Parts] = {"rollout": rest, "gradients": gradients, "reduce": reduce, "apply": apply}
+    if isinstance(recipe, SftRecipe):
+        return phases
+    sent, whole = largest_sent(recipe, shape), _largest_layer(shape) * width
+    staging = overheads.staging if sent else 0.0
+    phases["publish"] = {**rest, "gathers": sent if stage == 3 else 0.0, "publish staging": sent + staging}
+    rows = min(recipe.publish.probes, learner.micro_batch)  # of a publish's fixed replies, which every rank reads
+    positions = rows * recipe.sampling.max_tokens
+    tokens = rows * recipe.prompts.max_context_tokens + positions
+    read = forward_bytes(shape, trained, tokens, positions, width=width)
+    slack = overheads.slack * (read + live)
+    phases["probe"] = {**rest, "gathers": live, "activations": read, "fragments": slack}
+    phases["save"] = {**rest, "gathers": whole if stage == 3 else 0.0, "export": whole}  # a layer, and it merged
+    return phases
 
 
-def trained_parts(model, shape: ModelShape) -> Trained:  # type: ignore[no-untyped-def]
+def trained_parts(model) -> Trained:  # type: ignore[no-untyped-def]
+    """What of a recipe's `model` keeps inputs for its gradients."""
     if model.tuning == "full":
         return Trained()
-    targets = frozenset(model.lora.targets) if model.tuning == "lora" else frozenset()
-    return Trained(model.lora.rank if targets else 1, targets)
+    if model.tuning != "lora":
+        return Trained(1)
+    return Trained(model.lora.rank, frozenset(model.lora.targets), frozenset(model.lora.target_parameters))
+
+
+def _largest_layer(shape: ModelShape) -> int:
+    """Parameters of a layer, or of the embedding where that is larger."""
+    return max(shape.attention + shape.feed_forward_block, shape.vocabulary * shape.hidden)
+
+
+def merged_groups(recipe: PpoRecipe, shape: ModelShape) -> list[int]:
+    """Parameters of the groups of each layer that hold adapters, which a merged publish sends whole."""
+    lora = recipe.model.lora
+    adapted = {name for name in shape.modules if name.rpartition(".")[2] in lora.targets}
+    adapted |= set(shape.stacks).intersection(lora.target_parameters)
+    inside = adapted.intersection(ATTENTION[shape.family])
+    return [*([shape.attention] if inside else []), *([shape.feed_forward_block] if adapted - inside else [])]
+
+
+def largest_sent(recipe: PpoRecipe, shape: ModelShape) -> float:
+    """Bytes of the layer that a publish gathers and merges at once; 0 for an adapter alone, which is small."""
+    width = BYTES[recipe.model.dtype]
+    match recipe.publish.part(recipe.model.tuning):
+        case "adapter":
+            return 0.0
+        case "merged":
+            return sum(merged_groups(recipe, shape)) * width
+        case "full":
+            return _largest_layer(shape) * width
 
 
 def kv_token_bytes(shape: ModelShape, width: int, tensor_parallel: int) -> float:

@@ -16,11 +16,11 @@ from rl.memory_model import Overheads
 from rl.model_shape import find_shape
 from rl.remedies import remedies
 from rl.sft_config import SftRecipe
-from rl.step_time import Assumptions, estimate
+from rl.step_time import Assumptions, estimate, publish_ways
 
 TIGHT = 0.05  # a margin below this share of the memory is said to be tight
 ORDER = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "gathers", "bucket", "update", "publish staging",
-         "fragments", "context")  # fmt: skip
+         "export", "fragments", "context")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,8 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
     """Estimated seconds of a step, and what they assume."""
     step = estimate(found, assumed)
     if isinstance(found.recipe, PpoRecipe):
-        near = ["CUDA IPC"] if found.layout != "dedicated" else []
-        links = "the network between nodes" if found.spans_nodes else "links of a node"
-        ways = [*near, *([links] if found.layout != "colocated" else [])]
-        yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {' and '.join(ways)}"
+        ways = " and ".join(publish_ways(found, assumed))
+        yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {ways}"
         yield (
             f"step       about {step.total:.0f} s: rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, "
             f"update {step.update:.0f}, publish {step.publish:.1f}; every row as long as it may be"

@@ -53,10 +53,11 @@ def _candidates(failed: LayoutPlan) -> Iterator[dict[str, Any]]:
     learner, model = recipe.learner, recipe.model
     if not model.gradient_checkpointing:
         yield {"model.gradient_checkpointing": True}
-    rows = learner.micro_batch
-    while rows > 1:
-        rows //= 2
-        yield {"learner.micro_batch": rows}
+    packed = isinstance(recipe, PpoRecipe) and learner.micro_batch_tokens
+    name, least = ("micro_batch_tokens", recipe.longest[1]) if packed else ("micro_batch", 1)
+    size = getattr(learner, name)
+    while (size := size // 2) >= least:
+        yield {f"learner.{name}": size}
     if learner.zero_stage < 3:
         yield {"learner.zero_stage": 3}
     if model.tuning == "full":

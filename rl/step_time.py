@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from rl.config import PpoRecipe
 from rl.layout_plan import LayoutPlan
-from rl.memory_model import BYTES, kv_token_bytes, micro_tokens
-from rl.model_shape import ATTENTION
+from rl.memory_model import BYTES, kv_token_bytes, largest_micro_batch, merged_groups
 from rl.sft_config import SftRecipe
 
 
@@ -19,6 +18,7 @@ class Assumptions:
     forward_share: float = 0.45  # of peak FLOP/s, in forward passes alone (annotate, prompts)
     hbm_share: float = 0.6  # of memory bandwidth, while decoding
     link_share: float = 0.7  # of link and network bandwidth, in gathers and publishes
+    host_rate: float = 4e9  # bytes per second of what goes through a host's memory: an adapter alone
     decode_overhead: float = 0.003  # seconds of a decoding step beside its reads: scheduling, sampling, all-reduces
     publish_overhead: float = 0.5  # seconds of a publish beside its bytes: pauses, layer-wise reload, probe
 
@@ -41,36 +41,68 @@ class StepTime:
 
 def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
     """The phases of one step, one after another (ppo.*), or of one update (sft.*)."""
-    recipe, device = plan.recipe, plan.cluster.device
-    tokens, _ = micro_tokens(recipe)
+    recipe = plan.recipe
     if isinstance(recipe, SftRecipe):
         micros = -(-recipe.sft.batch // (recipe.learner.ranks * recipe.learner.micro_batch))
-        return StepTime(0, 0, micros * _micro_step(plan, assumed, tokens), 0, 0, 0)
-    rows = recipe.replies_per_step // recipe.learner.ranks
-    micros = -(-rows // recipe.learner.micro_batch)
-    forward = 2 * plan.shape.active * tokens / (device.flops * assumed.forward_share)
-    annotate = micros * 3 * max(forward, _gather(plan, assumed))  # policy, reference, critic
-    update = recipe.ppo.epochs * micros * 2 * _micro_step(plan, assumed, tokens)
+        return StepTime(0, 0, micros * _micro_step(plan, assumed, largest_micro_batch(recipe).tokens), 0, 0, 0)
+    ppo = recipe.ppo
+    micros, tokens = _micro_batches(recipe, recipe.replies_per_step)
+    forward = 2 * plan.shape.active * tokens / (plan.cluster.device.flops * assumed.forward_share)
+    later = ppo.epochs * ppo.minibatches == 1 and ppo.kl_in_loss and (micros == 1 or not plan.shape.experts)
+    # the reference; the policy, unless the update says its log-probs (`PpoLearner.annotate`); a critic
+    roles = 1 + (not later) + ppo.has_critic
+    annotate = micros * roles * max(forward, _gather(plan, assumed))
+    micros, tokens = _micro_batches(recipe, recipe.replies_per_step // ppo.minibatches)
+    update = ppo.epochs * ppo.minibatches * micros * (1 + ppo.has_critic) * _micro_step(plan, assumed, tokens)
     rollout, waves = _rollout(plan, recipe, assumed)
-    near = [device.hbm / 2] if plan.layout != "dedicated" else []  # CUDA IPC: read and written on the device itself
-    far = [device.network if plan.spans_nodes else device.link] if plan.layout != "colocated" else []
-    sent, ways = publish_bytes(plan), [*near, *far]  # one after the other, each with a pass over all weights
-    publish = (
-        sum(sent / (rate * assumed.link_share) + _gather(plan, assumed) for rate in ways) + assumed.publish_overhead
-    )
+    sent, ways = publish_bytes(plan), publish_ways(plan, assumed)
+    # one way after the other, each with a pass over the weights that are sent
+    gather = _gather(plan, assumed) * sent / (plan.counts.policy * BYTES[recipe.model.dtype])
+    publish = sum(sent / rate + gather for rate in ways.values()) + assumed.publish_overhead
     return StepTime(rollout, annotate, update, publish, len(ways) * sent, waves)
 
 
 def publish_bytes(plan: LayoutPlan) -> float:
-    """Bytes that a publish sends by each of its ways: every weight, or with adapters those of the groups that hold some, merged."""
+    """Bytes that a publish sends by each of its ways: every weight, those of the groups that hold adapters, merged, or the policy's
+    adapter alone."""
     recipe, shape = plan.recipe, plan.shape
+    assert isinstance(recipe, PpoRecipe), "a supervised run publishes nothing"
     width = BYTES[recipe.model.dtype]
-    if recipe.model.tuning == "full":
-        return plan.counts.policy * width
-    leaves = {name for name in shape.modules if name.rpartition(".")[2] in recipe.model.lora.targets}
-    in_attention = leaves.intersection(ATTENTION[shape.family])
-    groups = (shape.attention if in_attention else 0) + (shape.feed_forward_block if leaves - in_attention else 0)
-    return shape.layers * groups * width
+    match recipe.publish.part(recipe.model.tuning):
+        case "adapter":
+            return shape.adapter(recipe.model.lora) * width
+        case "merged":
+            return shape.layers * sum(merged_groups(recipe, shape)) * width
+        case "full":
+            return plan.counts.policy * width
+
+
+def publish_ways(plan: LayoutPlan, assumed: Assumptions) -> dict[str, float]:
+    """Bytes per second of each way that a publish goes."""
+    recipe, device = plan.recipe, plan.cluster.device
+    if isinstance(recipe, PpoRecipe) and recipe.publish.part(recipe.model.tuning) == "adapter":
+        return {"the host's shared memory": assumed.host_rate}
+    # CUDA IPC: read and written on the device itself
+    near = {"CUDA IPC": device.hbm / 2 * assumed.link_share} if plan.layout != "dedicated" else {}
+    if plan.layout == "colocated":
+        return near
+    name, rate = ("the network between nodes", device.network) if plan.spans_nodes else ("links of a node", device.link)
+    return {**near, name: rate * assumed.link_share}
+
+
+def _micro_batches(recipe: PpoRecipe, replies: int) -> tuple[int, float]:
+    """How many micro-batches of `replies` replies a rank makes, and the mean of their tokens. Packed replies to one prompt share
+    it; a minibatch holds replies to as many prompts as it can."""
+    prompt, reply, learner = recipe.prompts.max_context_tokens, recipe.sampling.max_tokens, recipe.learner
+    if not learner.micro_batch_tokens:
+        rows = -(-replies // learner.ranks)
+        micros = -(-rows // learner.micro_batch)
+        return micros, rows * (prompt + reply) / micros
+    together = max((learner.micro_batch_tokens - prompt + 1) // (reply + 1), 1)  # replies that share a prompt
+    prompts = min(recipe.prompts.per_step * -(-recipe.sampling.n // together), replies)
+    mine = (prompts * prompt + replies * reply) / learner.ranks
+    micros = max(round(mine / max(learner.micro_batch_tokens, prompt + reply)), 1)
+    return micros, mine / micros
 
 
 def _micro_step(plan: LayoutPlan, assumed: Assumptions, tokens: float) -> float:

@@ -35,13 +35,23 @@ class Case:
     prompt: int = 224
     reply: int = 32
     checkpointing: bool = False
+    stacks: tuple[str, ...] = ()  # of experts, with adapters
+    packed: int = 0  # replies to a prompt, which share it in rows that hold all of a micro-batch's `rows` replies
     zero_stage: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     job: Literal["ppo", "sft"] = "ppo"
 
+    @property
+    def tokens(self) -> int:
+        """Of a packed micro-batch: `rows` replies, and each prompt's tokens once; 0 where a row is one reply."""
+        if not self.packed:
+            return 0
+        return self.rows // self.packed * (self.prompt - 1 + self.packed * (self.reply + 1))
+
     def __str__(self) -> str:
         size = f"{self.layers}x{self.hidden}/{self.feed_forward}, {self.rows}x{self.prompt}+{self.reply}"
-        ways = f"{self.dtype}, ZeRO {self.zero_stage}{', checkpointing' if self.checkpointing else ''}"
+        extra = [*(["checkpointing"] if self.checkpointing else []), *(["packed"] if self.packed else []), *self.stacks]
+        ways = ", ".join((self.dtype, f"ZeRO {self.zero_stage}", *extra))
         return f"{self.job} {self.shape} {self.tuning}, {size}, {ways}"
 
 
@@ -122,6 +132,7 @@ def recipe_of(case: Case, model: Path):  # type: ignore[no-untyped-def]
     sample: dict[str, Any] = {
         "model.path": str(model), "model.dtype": case.dtype, "model.tuning": case.tuning,
         "model.gradient_checkpointing": case.checkpointing,
+        "model.lora.target_parameters": list(case.stacks),
         "model.lora.targets": ["c_attn"] if case.shape == "gpt2" else ["q_proj", "k_proj", "v_proj", "o_proj"],
         "learner.ranks": 1, "learner.zero_stage": case.zero_stage, "learner.micro_batch": case.rows,
     }  # fmt: skip
@@ -129,7 +140,8 @@ def recipe_of(case: Case, model: Path):  # type: ignore[no-untyped-def]
         sample |= {"sft.batch": rows, "data.max_tokens": width, "sft.sample_tokens": 8}
         return load(recipe_type("sft"), find("sft_local"), sample=sample)
     sample |= {
-        "prompts.per_step": rows, "sampling.n": 1, "sampling.max_tokens": case.reply, "prompts.max_context_tokens": case.prompt,
+        "prompts.per_step": rows // (case.packed or 1), "sampling.n": case.packed or 1, "prompts.fixed_share": 0.0,
+        "learner.micro_batch_tokens": case.tokens, "sampling.max_tokens": case.reply, "prompts.max_context_tokens": case.prompt,
         "rollout.max_model_len": width + 1, "ppo.epochs": 1, "ppo.minibatches": 1,
     }  # fmt: skip
     return load(recipe_type("ppo"), find("local"), sample=sample)
@@ -148,7 +160,7 @@ def run(case: Case, folder: Path) -> Measured:
     recipe = recipe_of(case, model)
     shape, _ = find_shape(recipe.model.path, recipe.model.tiny)
     phases = learner_phases(recipe, shape, counts_of(recipe, shape), CPU_OVERHEADS)
-    totals = {name: sum(parts.values()) for name, parts in phases.items() if name != "publish"}
+    totals = {name: sum(phases[name].values()) for name in ("gradients", "reduce", "apply")}
     phase = max(totals, key=lambda name: totals[name])
     step = supervised_step(case, recipe, folder) if case.job == "sft" else ppo_step(case, recipe)
     step()
@@ -170,8 +182,10 @@ def ppo_step(case: Case, recipe):  # type: ignore[no-untyped-def]
     generator, rows, width = torch.Generator().manual_seed(0), 2 * case.rows, case.prompt + case.reply
     mask_BT = torch.zeros(rows, width - 1, dtype=torch.bool)
     mask_BT[:, case.prompt - 1 :] = True
+    tokens_BS, n = torch.randint(5, case.vocabulary, (rows, width), generator=generator), case.packed or 1
+    tokens_BS[:, : case.prompt] = tokens_BS[::n, : case.prompt].repeat_interleave(n, dim=0)
     batch = Batch(
-        tokens_BS=torch.randint(5, case.vocabulary, (rows, width), generator=generator),
+        tokens_BS=tokens_BS,
         lengths_B=torch.full((rows,), width),
         prompt_lengths_B=torch.full((rows,), case.prompt),
         mask_BT=mask_BT,

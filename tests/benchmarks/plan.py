@@ -1,4 +1,4 @@
-"""`attune plan`'s memory model against measurement: `python -m tests.benchmarks.plan [--cases 14] [--out FILE.json]`.
+"""`attune plan`'s memory model against measurement: `python -m tests.benchmarks.plan [--from 0] [--cases 19] [--out FILE.json]`.
 
 Every case is a learner of its own process and one rank, on the shipped local recipe with a model of a few million parameters:
 predicted and measured peak of tensor bytes over a step, and how much of it is not there between steps. On CPU the measure is
@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.memory_case import Case, measure
 
 TOLERANCE = 0.1
+BOTH = ("experts.gate_up_proj", "experts.down_proj")
 BIG = {"hidden": 256, "feed_forward": 1024, "rows": 4}
 CASES = (
     Case("mistral", "full"),
@@ -34,19 +35,25 @@ CASES = (
     Case("gpt2", "lora", **BIG, dtype="bfloat16", zero_stage=2),
     Case("mistral", "full", job="sft", zero_stage=2),
     Case("gpt2", "lora", job="sft", checkpointing=True, layers=8, vocabulary=4000),
+    Case("mixtral", "lora", rows=2, stacks=BOTH, zero_stage=2),
+    Case("mixtral", "lora", **BIG, checkpointing=True, stacks=BOTH, dtype="bfloat16", zero_stage=3),
+    Case("mixtral", "lora", rows=2, experts=8, stacks=BOTH[:1]),
+    Case("mistral", "lora", rows=8, packed=4, prompt=32, reply=128, vocabulary=2000),
+    Case("gpt2", "full", rows=8, packed=8, prompt=64, reply=96, checkpointing=True),
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=len(CASES), help="how many, from the first")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first case, counted from 0")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="how many, from that one")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     print(
         f"{'predicted':>10}{'measured':>10}{'between':>10}{'resident':>10}{'error':>8}  case (MB of 1e6; phase of the peak)"
     )
     rows, wrong = [], 0
-    for case in CASES[: asked.cases]:
+    for case in CASES[asked.first : asked.first + asked.cases]:
         found = measure(case)
         wrong += abs(found.error) > TOLERANCE
         sizes = (found.predicted, found.peak, found.rest, found.resident_growth)
