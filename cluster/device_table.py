@@ -29,8 +29,8 @@ def _sheet(
     return Accelerator(name, int(gib * GIB), teraflops * 1e12, hbm * 1e9, link * 1e9, network * 1e9, source)
 
 
-# GiB that CUDA reports as a device's total: less than its name says, since driver and ECC keep some. From memory of such devices, and
-# rounded down; not measured here, and drivers differ by some tenths. TFLOP/s; GB/s of memory; GB/s of NVLink (half of the
+# GiB that CUDA reports as a device's total: less than its name says, since driver and ECC keep some. From memory of such devices,
+# and rounded down; not measured here, and drivers differ by some tenths. TFLOP/s; GB/s of memory; GB/s of NVLink (half of the
 # published sum of both directions) or PCIe 4.0 x16; GB/s of network: of the maker's own eight-device system (DGX A100: 200 Gb/s a
 # device, DGX H100, H200 and B200: 400), else 100 Gb/s assumed.
 ACCELERATORS = {

@@ -13,7 +13,7 @@ from rl.model_shape import ModelShape
 from rl.placement_config import Layout, near_engines
 from rl.sft_config import SftRecipe
 
-KV, RELOAD = "KV cache", "layer that is loaded"
+KV, RELOAD = "KV cache", "loaded layer"
 
 
 class Cache(NamedTuple):
