@@ -229,7 +229,8 @@ def test_adapters_on_experts_keep_whole_stacks() -> None:
 
 def test_packed_rows_hold_more_trained_tokens_and_a_mask() -> None:
     """Four replies to each of 32 prompts over 8 ranks: 4 prompts of 1,024 tokens and 16 replies of 200 on each, in rows that may
-    hold four replies; a text that is asked again and again packs all its replies behind one prompt. Short prompts leave a row to replies. Without packing, none."""
+    hold four replies; a text that is asked again and again packs all its replies behind one prompt. Prompts may be short: then
+    replies fill the rows. Without packing no row has a mask."""
     recipe = shipped("mixtral_8x7b", learner__micro_batch_tokens=4096, prompts__fixed_share=0.0)
     family = 1023 + 4 * 201
     micro = largest_micro_batch(recipe)
