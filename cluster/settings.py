@@ -145,6 +145,7 @@ def _sections(known: Mapping[str, Any]) -> list[str]:
 
 
 def _parse_value(name: str, hint: Any, words: Sequence[str], source: str) -> Any:
+    words = _as_on_the_command_line(hint, words)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             leaf = dataclasses.make_dataclass("Leaf", [("value", tyro.conf.Positional[hint])])  # type: ignore[misc]
@@ -154,6 +155,16 @@ def _parse_value(name: str, hint: Any, words: Sequence[str], source: str) -> Any
         except SystemExit:
             shown = " ".join(words) or "nothing"
     raise SettingsError(f"{source}: {name} must be {_readable(hint)}, is {shown!r}")
+
+
+def _as_on_the_command_line(hint: Any, words: Sequence[str]) -> Sequence[str]:
+    """Truth values and lists may also be written as a recipe writes them: true, [0.5, 5.0]."""
+    if hint is bool:
+        return [word.capitalize() if word in ("true", "false") else word for word in words]
+    if len(words) == 1 and words[0].startswith("[") and hint is not str:
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return [str(item) for item in tomllib.loads(f"list = {words[0]}")["list"]]
+    return words
 
 
 def _construct(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

@@ -117,6 +117,11 @@ class ModelShape:
             raise ValueError(
                 f"model.lora.targets {list(lora.targets)} match no module of this model; it has {', '.join(leaves)}"
             )
+        if unknown := sorted(set(stacks) - set(self.stacks)):
+            raise ValueError(
+                f"model.lora.target_parameters must name stacks of experts, {unknown} are none of this model; it has "
+                f"{', '.join(self.stacks) or 'none: leave the setting empty'}"
+            )
         dense = sum(i + o for i, o in targets)
         experts = self.experts * sum(sum(ends) for name, ends in self.stacks.items() if name in stacks)
         return self.layers * lora.rank * (dense + experts)

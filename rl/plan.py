@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,10 +118,11 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
     if isinstance(found.recipe, PpoRecipe):
         ways = " and ".join(publish_ways(found, assumed))
         yield f"publish    {size(step.publish_bytes)} in about {step.publish:.1f} s, by {ways}"
-        yield (
-            f"step       about {step.total:.0f} s: rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, "
-            f"update {step.update:.0f}, publish {step.publish:.1f}; every row as long as it may be"
-        )
+        if math.isinf(step.total):
+            yield "step       none: no engine has room for a reply"
+        else:
+            phases = f"rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, update {step.update:.0f}"
+            yield f"step       about {step.total:.0f} s: {phases}, publish {step.publish:.1f}; every row as long as it may be"
     else:
         yield f"update     about {step.update:.1f} s; every row full"
     words = ", ".join(f"{item.name} {getattr(assumed, item.name):g}" for item in dataclasses.fields(assumed))

@@ -68,7 +68,7 @@ def run(recipe: PpoRecipe) -> Path:
     stage, done = Stages(), finished(recipe)
     with claimed(recipe) as directory, reported(directory):
         if done:
-            print(f"{directory} is finished and begins no more; change a setting to go on, or choose another --name")
+            print(f"{directory} is finished and begins no more; raise --steps to go on, or choose another --name")
             return directory
         with stage("reading corpus and model"):
             corpus = load(recipe.corpus)
@@ -142,9 +142,14 @@ class Job:
         recipe, drawn = self.recipe, self.recipe.sampling
         sampling = Sampling(drawn.n, drawn.max_tokens, drawn.temperature, recipe.seed)
 
+        deaths = 0
+
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:
+            nonlocal deaths
             write_status(self.directory, RunState.RUNNING, step + 1)
             self.reward.used(step, scored)
+            if deaths != (deaths := self.engine.deaths + self.reward.deaths):
+                self.ready()  # replacements are other processes
 
         try:
             self._train(sampling, record)

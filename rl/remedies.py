@@ -92,5 +92,8 @@ def _candidates(failed: LayoutPlan) -> Iterator[dict[str, Any]]:
             yield {"placement.mode": "colocated"}
         elif learner.ranks % width == 0:
             yield {"placement.mode": "colocated", "rollout.engines": learner.ranks // width}
+        if learner.ranks != cluster.devices:
+            beside = {"learner.ranks": cluster.devices, "rollout.engines": max(cluster.devices // width, 1)}
+            yield {"placement.mode": "colocated", **beside}
     else:
         yield from ({"placement.memory_utilization": share} for share in (0.3, 0.5))
