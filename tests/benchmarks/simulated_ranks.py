@@ -21,6 +21,7 @@ from tests.benchmarks.simulated import PROBE_LOGPROB, Journal, World
 if TYPE_CHECKING:
     from rewards.panel import Measurement
     from rl.batch import Batch, Experience, UpdateReport
+    from rl.micro_batches import Pairs
     from rollout.weight_stream import EngineSyncClient
 
 
@@ -121,8 +122,11 @@ class SimulatedLearner:
     def resend(self, client: EngineSyncClient, version: int, group: str) -> None:
         """There is no group."""
 
-    def probe(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def probe(self, sequences: Pairs) -> list[list[float]]:
         return [[PROBE_LOGPROB] * len(reply) for _, reply in sequences]
+
+    def router_margins(self, sequences: Pairs) -> list[float]:
+        return [float("inf")] * len(sequences)
 
     def save(self, folder: Path) -> dict[str, float]:
         """There is nothing to save."""
