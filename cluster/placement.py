@@ -81,6 +81,18 @@ def connect(*, dashboard: bool = False) -> None:
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which exits with a bare number
 
 
+def lost() -> bool:
+    """Whether the cluster that this process had joined is gone, as a private one is when a signal goes to the whole process group:
+    Ray's own calls, its shutdown among them, would wait for it for a minute."""
+    if not ray.is_initialized():
+        return False
+    try:
+        _knock(ray.get_runtime_context().gcs_address)
+    except OSError:
+        return True
+    return False
+
+
 def _knock(address: str) -> None:
     """Try the port of HOST:PORT and ray://HOST:PORT, since Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -124,9 +136,11 @@ class Placement:
         }
 
     def release(self) -> None:
-        """Give the room back (a trial's group belongs to the trial)."""
-        if self._owned:
-            remove_placement_group(self._group)
+        """Give the room back (a trial's group belongs to the trial), unless the cluster no longer answers."""
+        if self._owned and not lost():
+            asked = threading.Thread(target=remove_placement_group, args=(self._group,), daemon=True)
+            asked.start()
+            asked.join(_SECONDS_TO_ANSWER)
 
 
 def seat(claims: Sequence[Claim], fleet: str, index: int) -> tuple[Claim, int]:

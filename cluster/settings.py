@@ -158,9 +158,9 @@ def _parse_value(name: str, hint: Any, words: Sequence[str], source: str) -> Any
 
 
 def _as_on_the_command_line(hint: Any, words: Sequence[str]) -> Sequence[str]:
-    """Truth values and lists may also be written as a recipe writes them: true, [0.5, 5.0]."""
+    """Truth values and lists may also be written as a recipe writes them: true, [0.5, 5.0]; a name alone says true."""
     if hint is bool:
-        return [word.capitalize() if word in ("true", "false") else word for word in words]
+        return [word.capitalize() if word in ("true", "false") else word for word in words] or ["True"]
     if len(words) == 1 and words[0].startswith("[") and hint is not str:
         with contextlib.suppress(tomllib.TOMLDecodeError):
             return [str(item) for item in tomllib.loads(f"list = {words[0]}")["list"]]

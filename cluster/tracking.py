@@ -143,6 +143,8 @@ class ConsoleTracker:
     def __init__(self, first_step: int, steps: int, shown: Mapping[str, str]) -> None:
         self._first, self._steps, self._shown = first_step, steps, shown
         self._seconds, self._last = 0.0, time.perf_counter()
+        if first_step:
+            print(f"resumes after step {first_step}/{steps}", flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.perf_counter()

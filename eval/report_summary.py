@@ -18,6 +18,7 @@ ENDINGS = {
     RunState.RUNNING: "The run was going on when this page was made",
     RunState.FINISHED: "The run finished",
     RunState.FAILED: "The run failed",
+    RunState.INTERRUPTED: "The run was interrupted",
     RunState.DIVERGED: "The run diverged and was stopped",
     RunState.UNRECORDED: "The run has left no word of how it ended",
 }

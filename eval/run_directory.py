@@ -32,6 +32,7 @@ class RunState(enum.StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"  # by whoever runs it: Ctrl-C, SIGTERM, `ray job stop`
     DIVERGED = "diverged"
     UNRECORDED = "unrecorded"  # no status.json: the run says nothing of its ending
 

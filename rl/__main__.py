@@ -24,6 +24,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -78,9 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:  # told at once: nothing heavy is loaded yet
         return _say(str(error), Exit.WRONG_INPUT)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command resumes from the last checkpoint, if there is one yet", Exit.FAILED)
+        again = "attune demo (make demo begins anew) resumes" if words[0] == "demo" else "the same command resumes"
+        return _leave(_say(f"interrupted; {again} from the last checkpoint, if there is one yet", Exit.FAILED))
     except Exception as error:  # the one place where every error ends: as a line and an exit code
-        return _ending(error)
+        return _leave(_ending(error))
 
 
 def _ending(error: Exception) -> Exit:
@@ -95,6 +97,17 @@ def _ending(error: Exception) -> Exit:
     raise error
 
 
+def _leave(code: Exit) -> Exit:
+    """`code`; ends the process with it where its cluster was interrupted too, and Ray would wait for that."""
+    if "ray" in sys.modules:
+        from cluster.placement import lost
+
+        if lost():
+            sys.stdout.flush()
+            os._exit(code)
+    return code
+
+
 def _say(line: str, code: Exit) -> Exit:
     print(f"attune: {' '.join(line.split())}", file=sys.stderr)
     return code
@@ -102,7 +115,10 @@ def _say(line: str, code: Exit) -> Exit:
 
 def _recipe(words: Sequence[str], command: str, job: str):  # type: ignore[no-untyped-def]
     if any(word in ("-h", "--help") for word in words):
-        print(help_text(recipe_type(job), f"attune {command}{'' if command == 'demo' else ' RECIPE'}"))
+        try:
+            print(help_text(recipe_type(job), f"attune {command}{'' if command == 'demo' else ' RECIPE'}"), flush=True)
+        except BrokenPipeError:  # `attune ppo --help | head`; what is left to say must not break again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(Exit.DONE)
     path = recipe_path(words, f"attune {command}")
     found = job_of(path)
@@ -155,12 +171,15 @@ def fit(words: Sequence[str]) -> int:
 def demo(words: Sequence[str]) -> int:
     """The recipe `demo`; not learning is an error."""
     recipe = _recipe(["demo", *words], "demo", "ppo")
+    from eval.over_optimisation import training_rewards
     from eval.report_summary import reward_change
+    from eval.run_directory import read_run
     from rl.ppo import run
 
     directory = run(recipe)
     print(f"{_reward_change(directory)}\nreport: {directory / 'report.html'}")
-    change = reward_change([[row["reward/mean"]] for row in read_metrics(directory / METRICS_FILE)])
+    ended = read_run(directory)
+    change = reward_change(training_rewards(ended, ended.metrics))
     if change is not None:
         print(f"rise of the mean reward, 95 % interval: {change.low:+.3f} to {change.high:+.3f}")
     if change is None or change.low <= 0:
@@ -260,8 +279,11 @@ def report(words: Sequence[str]) -> int:
     """The report of a run directory."""
     from eval.report import write_report
 
-    if len(words) != 1 or not Path(words[0]).is_dir():
-        raise ValueError(f"attune report needs a run directory, got {' '.join(words) or 'nothing'!r}")
+    if len(words) != 1 or not (Path(words[0]) / "settings.json").is_file():
+        said = repr(" ".join(words)) if words else "nothing"
+        raise ValueError(
+            f"attune report needs a run directory (runs/NAME, with its settings.json), got {said}; name one"
+        )
     print(write_report(Path(words[0])))
     return Exit.DONE
 

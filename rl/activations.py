@@ -6,9 +6,11 @@ allocations (`python -m tests.benchmarks.plan`). Sizes are per token; d hidden, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rl.model_shape import ModelShape
+
+Entropy = Literal["", "measured", "learned"]  # of the policy, in an update: none, a metric, a term of the loss
 
 _ATTENTION_INPUTS = frozenset(("q_proj", "k_proj", "v_proj", "c_attn"))
 
@@ -115,21 +117,10 @@ def forward_bytes(shape: ModelShape, trained: Trained, tokens: float, positions:
     return max(layer, positions * shape.vocabulary * 4 * 3)
 
 
-class LogitsBytes(NamedTuple):
-    """What the output layer and what follows it hold in float32: at most, and beside the layers' backward pass."""
+def logits_bytes(shape: ModelShape, positions: float, *, entropy: Entropy) -> float:
+    """The most that the output layer and what follows it hold in float32, of `positions` trained positions.
 
-    peak: float
-    kept: float
-
-
-def logits_bytes(shape: ModelShape, positions: float, *, scored: bool, again: bool = False) -> LogitsBytes:
-    """Of `positions` trained positions.
-
-    `scored`: log-probs and entropy of PPO (logits, log-softmax, softmax, two gradients); else cross-entropy (log-softmax, two
-    gradients). No gradient goes back through an entropy that only is measured, so that its two (logits, softmax) are kept until
-    the next micro-batch has its own: there (`again`) they live beside logits, log-softmax, softmax and their product.
+    Cross-entropy alone has log-softmax and two gradients; an entropy that is measured has logits, log-softmax, softmax and their
+    product; one that is learned logits, log-softmax, softmax and three gradients.
     """
-    one = positions * shape.vocabulary * 4
-    if not scored:
-        return LogitsBytes(3 * one, 0)
-    return LogitsBytes((6 if again else 5) * one, 2 * one)
+    return {"": 3, "measured": 4, "learned": 6}[entropy] * positions * shape.vocabulary * 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -196,15 +197,16 @@ def _written(rollout: Rollout) -> dict[str, Any]:
     """A rollout without its prompt, which the stream draws again."""
     row = {name: value for name, value in vars(rollout).items() if name != "prompt"}
     routing = [rollout.routing.shape, b64encode(rollout.routing.experts).decode()]
-    return {**row, "versions": [vars(span) for span in rollout.versions], "routing": routing}
+    tokens = {"response_ids": list(rollout.response_ids), "sampled_logprobs": list(rollout.sampled_logprobs)}
+    return {**row, **tokens, "versions": [vars(span) for span in rollout.versions], "routing": routing}
 
 
 def _read(prompt: Prompt, row: Mapping[str, Any]) -> Rollout:
     return Rollout(
         prompt=prompt,
         sample=row["sample"],
-        response_ids=tuple(row["response_ids"]),
-        sampled_logprobs=tuple(row["sampled_logprobs"]),
+        response_ids=array("i", row["response_ids"]),
+        sampled_logprobs=array("d", row["sampled_logprobs"]),
         versions=tuple(VersionSpan(**span) for span in row["versions"]),
         text=row["text"],
         finish=Finish(row["finish"]),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -93,8 +92,8 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     logprobs_BT.masked_scatter_(mask_BT, _column((r.sampled_logprobs for r in taught), np.float32))
     versions_BT = torch.zeros(mask_BT.shape, dtype=torch.int64)
     spans = [span for r in taught for span in r.versions]
-    versions = np.repeat([s.version for s in spans], [s.stop - s.start for s in spans]) if spans else np.zeros(0)
-    versions_BT.masked_scatter_(mask_BT, torch.from_numpy(versions.astype(np.int64)))
+    version_N, tokens_N = np.array([(s.version, s.stop - s.start) for s in spans], np.int64).reshape(-1, 2).T
+    versions_BT.masked_scatter_(mask_BT, torch.from_numpy(np.repeat(version_N, tokens_N)))
     choices = next((r.routing.shape[1:] for r in rollouts if r.routing.experts), (0, 0))
     experts_BSLk = torch.full((len(scored), len(positions_S), *choices), FREE, dtype=torch.int16)
     for row, r in enumerate(rollouts):
@@ -120,9 +119,9 @@ def collate(scored: Sequence[ScoredRollout]) -> Batch:
     )
 
 
-def _column(rows: Iterable[Iterable[float]], dtype: type[np.generic]) -> Tensor:
+def _column(rows: Iterable[Sequence[float]], dtype: type[np.generic]) -> Tensor:
     """All rows, one behind the other."""
-    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype))
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *(np.asarray(row, dtype) for row in rows)]))
 
 
 def split(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]]:

@@ -102,17 +102,14 @@ class LearnerConfig:
     ranks: int = 2
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = 8  # replies that a rank sends through the model at once
-    micro_batch_tokens: int = (
-        0  # PPO: above 0, replies are packed, and a rank sends rows of so many tokens through the model at once
-    )
+    # PPO: above 0, replies are packed, and a rank sends rows of so many tokens through the model at once
+    micro_batch_tokens: int = 0
     cpus: float = 1.0  # Ray CPUs that a rank claims
-    gpus: float = (
-        1.0  # GPUs that a rank claims where the cluster has any; a fraction for a single rank: NCCL shares none
-    )
+    # GPUs that a rank claims where the cluster has any; a fraction for a single rank: NCCL shares none
+    gpus: float = 1.0
     threads: int = 1  # threads of a rank's tensor operations, on CPU
-    max_live_parameters: int = (
-        3_000_000_000  # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
-    )
+    # ZeRO-3: one Mixtral MoE block is 1.41e9, above DeepSpeed's default of 1e9
+    max_live_parameters: int = 3_000_000_000
 
     def __post_init__(self) -> None:
         require_at_least(1, "learner.", self, "ranks", "micro_batch", "threads")

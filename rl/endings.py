@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.tracking import METRICS_FILE, read_metrics
 from eval.report import write_report
 from eval.run_directory import RunState
-from rl.records import write_status
+from rl.records import steps_done, write_status
 
 
 class NonFiniteLoss(RuntimeError):
@@ -23,13 +22,18 @@ def reported(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        state = RunState.DIVERGED if isinstance(error, NonFiniteLoss) else RunState.FAILED
-        write_status(directory, state, steps_done(directory), first_line(error))
+        write_status(directory, _state_after(error), steps_done(directory), first_line(error))
         raise
     else:
         write_status(directory, RunState.FINISHED, steps_done(directory))
     finally:
         write_report(directory)
+
+
+def _state_after(error: BaseException) -> RunState:
+    if isinstance(error, KeyboardInterrupt):
+        return RunState.INTERRUPTED
+    return RunState.DIVERGED if isinstance(error, NonFiniteLoss) else RunState.FAILED
 
 
 def first_line(error: BaseException) -> str:
@@ -38,9 +42,3 @@ def first_line(error: BaseException) -> str:
         return "interrupted"
     error = vars(error).get("cause") or error
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def steps_done(directory: Path) -> int:
-    """Steps in the run's log."""
-    rows = read_metrics(directory / METRICS_FILE)
-    return rows[-1]["step"] + 1 if rows else 0

@@ -103,17 +103,16 @@ def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, 
             problems.append(
                 f"rollout.tensor_parallel = {width} does not divide {shape.heads} heads: choose a power of 2"
             )
-        near = near_engines(recipe.placement.mode, rollout, ranks)
+        near, sent = near_engines(recipe.placement.mode, rollout, ranks), largest_sent(recipe, shape)
         if near:
             share = recipe.placement.memory_utilization * capacity
             parts, cache = engine_parts(recipe, shape, counts, share, overheads)
-            both = _together(learner, parts, largest_sent(recipe, shape), sleeps=recipe.placement.sleep)
+            both = _together(learner, parts, sent, sleeps=recipe.placement.sleep)
             uses = (DeviceUse("learner rank + engine", ranks, capacity, both, cache),)
         else:
             uses = (DeviceUse("learner rank", ranks, capacity, learner),)
         if far := (rollout.engines - near) * width:
             parts, cache = engine_parts(recipe, shape, counts, rollout.memory_utilization * capacity, overheads)
-            sent = largest_sent(recipe, shape)
             publish = {**parts, "publish staging": overheads.staging if sent else 0.0, RELOAD: sent}
             uses = (*uses, DeviceUse("engine", far, capacity, {"rollout": parts, "publish": publish}, cache))
         problems += _apart(near + far // width, width, cluster)

@@ -66,7 +66,9 @@ class PpoLearner:
         torch.manual_seed(recipe.seed)
         ppo = recipe.ppo
         self._zero = ZeroEngine(
-            lambda load: ActorCritic(recipe.model, load, has_critic=ppo.has_critic),
+            lambda load: ActorCritic(
+                recipe.model, load, has_critic=ppo.has_critic, entropy_gradient=ppo.entropy_coef > 0
+            ),
             lambda module: module.trainable(),
             model=recipe.model,
             config=recipe.learner,
@@ -94,7 +96,8 @@ class PpoLearner:
         counts_LE = torch.zeros(0, 0, device=zero.device)
         with torch.no_grad():
             parts = self._parts(batch, sizes_of(batch), range(batch.rows))
-            later = self._update_says(len(parts))
+            sparse = getattr(zero.engine.module.policy.config, "num_local_experts", 0) > 0
+            later = ppo.update_says_logprobs(micro_batches=len(parts), sparse=sparse)
             for part in parts:
                 if not later:
                     policy = self._stats(Role.POLICY, part)
@@ -119,13 +122,6 @@ class PpoLearner:
             token_share_LE=_shares(counts_LE),
         )
         return _to(experience, torch.device("cpu"))  # it travels through the driver, which may have no device
-
-    def _update_says(self, parts: int) -> bool:
-        """Whether the policy's log-probs before the update may be left to the update's own forward passes: it is the step's only
-        one, advantages need none, and the load balancing loss knows every choice of expert before the first backward pass."""
-        ppo = self._recipe.ppo
-        experts = getattr(self._zero.engine.module.policy.config, "num_local_experts", 0)
-        return ppo.epochs * ppo.minibatches == 1 and ppo.kl_in_loss and (parts == 1 or not experts)
 
     def _weights(self, logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
         """Importance weights of tokens, as the recipe says."""
@@ -229,8 +225,7 @@ class PpoLearner:
                 stats.logprobs_RV, before_RV, part.place(experience.advantages_BT), mask_RV, weights_RV * shares_RV,
                 tokens=tokens, clip_low=ppo.clip_low, clip_high=ppo.clip_high, dual_clip=ppo.dual_clip,
             )  # fmt: skip
-            entropy_RV = stats.entropy_RV if ppo.entropy_coef else stats.entropy_RV.detach()  # saves its backward pass
-            entropy = entropy_bonus(entropy_RV, mask_RV, tokens=tokens)
+            entropy = entropy_bonus(stats.entropy_RV, mask_RV, tokens=tokens)
             loss = policy.loss - ppo.entropy_coef * entropy
             none = loss.new_zeros(())
             balance, kl, value = none, none, ValueLoss(none, none)

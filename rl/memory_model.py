@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rl.activations import Trained, forward_bytes, logits_bytes, pass_bytes
+from rl.activations import Entropy, Trained, forward_bytes, logits_bytes, pass_bytes
 from rl.config import REDUCE_BUCKET, PpoRecipe
 from rl.model_shape import ATTENTION, ModelShape
 from rl.sft_config import SftRecipe
@@ -40,9 +40,8 @@ class Overheads:
     staging: float = 2 * 2**30  # a publish's two packed buffers of 1 GiB
     profiled_tokens: int = 8192  # an engine leaves room for a batch of so many prompt tokens
     slack: float = 0.04  # of a learner's activations and buffers: the allocator's fragments
-    adam_buffers: int = (
-        1  # copies of its largest group's float32 weights that AdamW makes on the way: one, as it is fused
-    )
+    # copies of its largest group's float32 weights that AdamW makes on the way: one, as it is fused
+    adam_buffers: int = 1
 
 
 CPU_OVERHEADS = Overheads(0, 0, 0, 0, 0, adam_buffers=3)
@@ -138,13 +137,12 @@ def cpu_bytes(recipe: PpoRecipe | SftRecipe, counts: Counts) -> int:
 class MicroBatch(NamedTuple):
     """A rank's largest micro-batch, rows as long as the recipe allows: its tokens, and the positions of them that train.
 
-    `again`: the update makes more than one. `pairs` of tokens (R x W x W) are in its attention mask, 0 where it needs none, and in
-    the masks of all micro-batches that the rank lays out at once `masks`.
+    `pairs` of tokens (R x W x W) are in its attention mask, 0 where it needs none, and in the masks of all micro-batches that the
+    rank lays out at once `masks`.
     """
 
     tokens: int
     positions: int
-    again: bool = False
     pairs: int = 0
     masks: int = 0
 
@@ -159,8 +157,7 @@ def largest_micro_batch(recipe: PpoRecipe | SftRecipe) -> MicroBatch:
         return _largest_packed(recipe)
     mine, reply = recipe.replies_per_step // ranks, recipe.sampling.max_tokens
     rows = min(recipe.learner.micro_batch, mine)
-    again = rows * recipe.ppo.minibatches < mine
-    return MicroBatch(rows * (recipe.prompts.max_context_tokens + reply), rows * reply, again)
+    return MicroBatch(rows * (recipe.prompts.max_context_tokens + reply), rows * reply)
 
 
 def _largest_packed(recipe: PpoRecipe) -> MicroBatch:
@@ -176,7 +173,7 @@ def _largest_packed(recipe: PpoRecipe) -> MicroBatch:
     share = -(-families // ranks) * capacity  # fullest rows are dealt first: ranks differ by one at most
     tokens = min(max(limit, capacity), share)
     positions = min(tokens, max(-(-families // ranks) * min(held, n), held) * reply)
-    return MicroBatch(tokens, positions, tokens < share, tokens * capacity, share * capacity)
+    return MicroBatch(tokens, positions, tokens * capacity, share * capacity)
 
 
 def learner_phases(
@@ -208,8 +205,7 @@ def learner_phases(
     )
     activations = waiting + passing + micro.masks  # these are booleans
     # the logits' turn comes before the layers': only what they need beyond a layer adds to the peak
-    scored = logits_bytes(shape, micro.positions, scored=isinstance(recipe, PpoRecipe), again=micro.again)
-    logits = max(scored.peak - passing, scored.kept)
+    logits = max(logits_bytes(shape, micro.positions, entropy=_entropy(recipe)) - passing, 0.0)
     compute = {**rest, **states(recipe, counts), "gathers": live, "bucket": bucket}
     slack = overheads.slack * (activations + logits + live + bucket)
     gradients = {**compute, "activations": activations, "logits": logits, "fragments": slack}
@@ -237,6 +233,13 @@ def learner_phases(
     phases["probe"] = {**rest, "gathers": live, "activations": read, "fragments": slack}
     phases["save"] = {**rest, "gathers": whole if stage == 3 else 0.0, "export": whole}  # a layer, and it merged
     return phases
+
+
+def _entropy(recipe: PpoRecipe | SftRecipe) -> Entropy:
+    """What an update does with the policy's entropy."""
+    if isinstance(recipe, SftRecipe):
+        return ""
+    return "learned" if recipe.ppo.entropy_coef else "measured"
 
 
 def trained_parts(model) -> Trained:  # type: ignore[no-untyped-def]

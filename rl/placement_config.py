@@ -16,9 +16,8 @@ class PlacementConfig:
 
     mode: Layout = "dedicated"
     sleep: bool = True  # an engine gives its memory on a shared device to the learner while that works; CUDA only
-    memory_utilization: float = (
-        0.4  # of a shared device, for an engine; beside it the learner's weights and states stay
-    )
+    # of a shared device, for an engine; beside it the learner's weights and states stay
+    memory_utilization: float = 0.4
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ def options(words: Sequence[str]) -> tuple[PlanOptions, list[str]]:
             if len(values) != 1:
                 raise SettingsError(f"--{name} takes one word, got {' '.join(values) or 'none'!r}")
             found[name] = values[0]
+        elif close := difflib.get_close_matches(name, ("nodes", "devices"), n=1, cutoff=0.85):
+            raise SettingsError(f"unknown option --{name}; did you mean --{close[0]}?")
         else:
             rest += [f"--{name}", *values]
     nodes = found.get("nodes", "1")
@@ -131,7 +134,7 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
 
 def _cached(path: str, revision: str) -> Path | None:
     """The folder of the hub's cache that holds the model's config.json; nothing is downloaded."""
-    if not path or Path(path).is_dir() or path.count("/") != 1:
+    if path.startswith(("/", ".", "~")) or Path(path).is_dir() or path.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -81,11 +81,20 @@ class ActorCritic(nn.Module):
 
     `full`: a policy and a critic that train, and a frozen copy of the policy as reference. `lora`: one frozen base; policy
     and critic are adapters on it, the reference is the base with adapters off. The learner does not know which.
-    `load` gives a fresh copy of the pretrained model. Without `has_critic` there are only two roles.
+    `load` gives a fresh copy of the pretrained model. Without `has_critic` there are only two roles. `entropy_gradient`: a loss
+    holds the policy's entropy; else it is only measured.
     """
 
-    def __init__(self, config: ModelConfig, load: Callable[[], PreTrainedModel], *, has_critic: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        load: Callable[[], PreTrainedModel],
+        *,
+        has_critic: bool = True,
+        entropy_gradient: bool = False,
+    ) -> None:
         super().__init__()
+        self._entropy_gradient = entropy_gradient
         self.lora = config.lora if config.tuning == "lora" else None
         self.policy = load()
         if self.lora is None:
@@ -128,7 +137,9 @@ class ActorCritic(nn.Module):
                 assert self.value_head is not None, "no estimator without a critic asks it"
                 return self.value_head(hidden).squeeze(-1)
             model = self.policy if role is Role.POLICY or self.reference is None else self.reference
-            return token_stats(model, rows, temperature, only_logprobs=role is Role.REFERENCE)
+            if role is Role.REFERENCE:
+                return token_stats(model, rows, temperature, only_logprobs=True)
+            return token_stats(model, rows, temperature, entropy_gradient=self._entropy_gradient)
 
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
@@ -182,12 +193,20 @@ def read(backbone: nn.Module, rows: Rows, **extra: bool) -> BaseModelOutput:
     return backbone(**asked, use_cache=False, **extra)
 
 
-def token_stats(model: PreTrainedModel, rows: Rows, temperature: float, *, only_logprobs: bool = False) -> TokenStats:
+def token_stats(
+    model: PreTrainedModel,
+    rows: Rows,
+    temperature: float,
+    *,
+    only_logprobs: bool = False,
+    entropy_gradient: bool = False,
+) -> TokenStats:
     """Log-probs and entropies of the sampled tokens under softmax(logits / temperature), in float32 nats.
 
     Only sampled positions go through the output layer: [N, vocabulary] logits instead of [R, W, vocabulary].
-    `only_logprobs` leaves entropies 0, and the router's statistics empty. The experts of `rows` must be those that `model` was
-    told to replay: here they only count.
+    `only_logprobs` leaves entropies 0, and the router's statistics empty. Without `entropy_gradient` no gradient goes through the
+    entropies, and nothing as large as the logits waits for it. The experts of `rows` must be those that `model` was told to
+    replay: here they only count.
     """
     mask_RV = rows.mask_RV
     sparse = getattr(model.config, "num_local_experts", 0) > 0
@@ -201,8 +220,9 @@ def token_stats(model: PreTrainedModel, rows: Rows, temperature: float, *, only_
     router = zeros_RV[:0, :0], zeros_RV[:0, :0], zeros_RV.new_full((len(zeros_RV),), torch.inf)
     if only_logprobs:
         return TokenStats(zeros_RV.masked_scatter(mask_RV, logprobs_N), zeros_RV, *router)
-    normaliser_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - logprobs_N
-    entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        normaliser_N = logits_NV.gather(1, sampled_N[:, None]).squeeze(1) - logprobs_N
+        entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
     if sparse:
         router = _router_stats(output.router_logits, rows.count_RW, model, rows.experts_RWLk)
     return TokenStats(
@@ -224,7 +244,7 @@ def _router_stats(
     chosen_LNk = chosen_LNk[..., :k]
     if experts_RWLk is not None and experts_RWLk.shape[2]:
         chosen_LNk = replayed(chosen_LNk, experts_RWLk[real_RW].transpose(0, 1))
-    counts_LE = torch.zeros_like(probs_LNE[:, 0]).scatter_add(
+    counts_LE = probs_LNE.new_zeros(probs_LNE.shape[::2]).scatter_add(
         1, chosen_LNk.flatten(1), count_N1.expand_as(chosen_LNk).flatten(1)
     )
     return (count_N1 * probs_LNE).sum(1), counts_LE, margin_RW.amin(1)

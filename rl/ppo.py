@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,8 @@ def run(recipe: PpoRecipe) -> Path:
     (diverged), WorkerDied (a learner rank died), PublishMismatch, RewardError, PoolExhausted, OSError (disk).
     """
     stage, done = Stages(), finished(recipe)
-    with claimed(recipe) as directory, reported(directory):
+    # room is given back last: a cluster that has died meanwhile keeps whoever asks it waiting
+    with claimed(recipe) as directory, ExitStack() as room, reported(directory):
         if done:
             print(f"{directory} is finished and begins no more; raise --steps to go on, or choose another --name")
             return directory
@@ -84,14 +85,12 @@ def run(recipe: PpoRecipe) -> Path:
             directory / PROVENANCE, json.dumps(provenance(recipe, corpus.provenance, recipe.model.path), indent=1)
         )
         placement = Placement(claims(recipe, on_gpu=has_gpus()))
-        try:
-            with expert_opinions(recipe, directory) as experts:
-                with stage("starting engines, learner and rewards"):
-                    job = Job(recipe, corpus, placement, directory, experts)
-                    job.ready()
-                job.train()
-        finally:
-            placement.release()
+        room.callback(placement.release)
+        with expert_opinions(recipe, directory) as experts:
+            with stage("starting engines, learner and rewards"):
+                job = Job(recipe, corpus, placement, directory, experts)
+                job.ready()
+            job.train()
     return directory
 
 
@@ -141,7 +140,6 @@ class Job:
         """Run the loop."""
         recipe, drawn = self.recipe, self.recipe.sampling
         sampling = Sampling(drawn.n, drawn.max_tokens, drawn.temperature, recipe.seed)
-
         deaths = 0
 
         def record(step: int, scored: Sequence[ScoredRollout]) -> None:

@@ -45,16 +45,13 @@ class PpoConfig:
     entropy_coef: float = 0.0
     balance_coef: float = 0.01  # MoE load balancing
     importance_cap: float | None = 2.0  # truncated importance weights between engine and learner; None: off
-    importance_mask: tuple[float, float] | None = (
-        None  # tokens whose ratio of learner to engine lies outside do not train the policy; (0.5, 5.0) is IcePop's
-    )
-    truncated: Literal["auto", "bootstrap", "score"] = (
-        "auto"  # what a reply cut by the budget earns: see `PpoLearner.annotate`; auto: bootstrap where there is a critic
-    )
+    # tokens whose ratio of learner to engine lies outside do not train the policy; (0.5, 5.0) is IcePop's
+    importance_mask: tuple[float, float] | None = None
+    # what a reply cut by the budget earns: see `PpoLearner.annotate`; auto: bootstrap where there is a critic
+    truncated: Literal["auto", "bootstrap", "score"] = "auto"
     whiten: bool = True  # gae's advantages
-    kl: Literal["auto", "k1", "k2", "k3"] = (
-        "auto"  # k1 in the reward, k3 in the loss, where k1 has no gradient on average
-    )
+    # k1 in the reward, k3 in the loss, where k1 has no gradient on average
+    kl: Literal["auto", "k1", "k2", "k3"] = "auto"
     kl_coef: float = 0.2
     kl_target: float | None = 6.0  # nats per reply; None keeps the coefficient fixed
     kl_horizon: int = 10_000  # replies
@@ -106,6 +103,12 @@ class PpoConfig:
     def kl_in_loss(self) -> bool:
         """Whether the KL penalty is a term of the loss instead of the reward."""
         return self.estimator in ("grpo", "dr_grpo")
+
+    def update_says_logprobs(self, *, micro_batches: int, sparse: bool) -> bool:
+        """Whether the policy's log-probs before the update may be left to the update's own forward passes: it is the step's only
+        one, advantages need none, and the load balancing loss (of a `sparse` model) knows every choice of expert before the first
+        backward pass."""
+        return self.epochs * self.minibatches == 1 and self.kl_in_loss and (micro_batches == 1 or not sparse)
 
     @property
     def kl_kind(self) -> Literal["k1", "k2", "k3"]:

@@ -15,18 +15,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.folders import FolderInUse, held
 from cluster.settings import SettingsError, flat, to_json
 from cluster.tracking import (
+    METRICS_FILE,
     JsonlTracker,
     MlflowTracker,
     RayMetricsTracker,
     TensorBoardTracker,
     Tracker,
     WandbTracker,
+    read_metrics,
 )
 from rewards.types import ScoredRollout
 from rl.config import BOUND, PpoRecipe
@@ -106,8 +109,18 @@ def check_resume(directory: Path, recipe: PpoRecipe | SftRecipe) -> None:
             f"run {directory} was made with {name} = {before[name]!r}, this command says {now[name]!r}: its checkpoints "
             "cannot continue; give the old value, or choose another --name"
         )
+    if isinstance(recipe, PpoRecipe) and recipe.steps < (made := steps_done(directory)):
+        raise ValueError(
+            f"steps must be at least the {made} that {directory} has made, is {recipe.steps}; raise it, or choose another --name"
+        )
     if changed:
         print("settings changed since the last run: " + ", ".join(f"{n} {before[n]!r} -> {now[n]!r}" for n in changed))
+
+
+def steps_done(directory: Path) -> int:
+    """Steps in the run's log."""
+    rows = read_metrics(directory / METRICS_FILE)
+    return rows[-1]["step"] + 1 if rows else 0
 
 
 def check_same_corpus(directory: Path, corpus: Mapping[str, Any]) -> None:
@@ -176,8 +189,8 @@ def write_rollouts(directory: Path, step: int, scored: Sequence[ScoredRollout]) 
             "finish": rollout.finish.value,
             "tokens": len(rollout.response_ids),
             "policy_version": min(span.version for span in rollout.versions),
-            "response_ids": list(rollout.response_ids),
-            "sampled_logprobs": list(rollout.sampled_logprobs),
+            "response_ids": np.asarray(rollout.response_ids, np.int32),
+            "sampled_logprobs": np.asarray(rollout.sampled_logprobs, np.float64),
             "reward": None if score.dropped else score.value,  # nobody judged it: it has none
             "flags": list(score.flags),
             **{f"part/{name}": score.parts.get(name) for name in names},

@@ -48,9 +48,8 @@ def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
     ppo = recipe.ppo
     micros, tokens = _micro_batches(recipe, recipe.replies_per_step)
     forward = 2 * plan.shape.active * tokens / (plan.cluster.device.flops * assumed.forward_share)
-    later = ppo.epochs * ppo.minibatches == 1 and ppo.kl_in_loss and (micros == 1 or not plan.shape.experts)
-    # the reference; the policy, unless the update says its log-probs (`PpoLearner.annotate`); a critic
-    roles = 1 + (not later) + ppo.has_critic
+    later = ppo.update_says_logprobs(micro_batches=micros, sparse=plan.shape.experts > 0)
+    roles = 1 + (not later) + ppo.has_critic  # the reference, the policy, a critic
     annotate = micros * roles * max(forward, _gather(plan, assumed))
     micros, tokens = _micro_batches(recipe, recipe.replies_per_step // ppo.minibatches)
     update = ppo.epochs * ppo.minibatches * micros * (1 + ppo.has_critic) * _micro_step(plan, assumed, tokens)

@@ -30,9 +30,8 @@ class RolloutConfig:
     weight_transfer: WeightTransfer = "auto"  # CPU: shared_memory; CUDA: ipc on the learner's devices, nccl elsewhere
     router_replay: bool = False  # Mixtral on CUDA: the learner's log-probs take the experts that the engine chose
     restarts: int = 3  # how many dead engines a run replaces before it gives up
-    max_lag: int = (
-        0  # updates that the policy of a reply may be behind the one that it trains; 0: each step waits for its replies
-    )
+    # updates that the policy of a reply may be behind the one that it trains; 0: each step waits for its replies
+    max_lag: int = 0
     in_flight: bool = False  # engines take new weights in the middle of their replies, not between two batches
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from rollout.sharing import Sharing
 from rollout.types import Prompt, Rollout, Sampling
 
 FLEET = "rollout engine"
+SLEEP_LIMIT_S = 600.0  # copying the weights of any engine to host memory takes seconds
 
 
 class EngineLost(RuntimeError):
@@ -190,13 +191,16 @@ class RolloutFleet:
         self.sleep()
 
     def sleep(self) -> None:
-        """Leave shared devices to the learner; on return it has them. Engines with devices of their own stay awake."""
+        """Leave shared devices to the learner; on return it has them. Engines with devices of their own stay awake.
+
+        Raises ReplicaSilent when one does not sleep within `SLEEP_LIMIT_S`.
+        """
         from rollout.vllm_engine import VllmEngine
 
         deaths = -1
         while self._sleepers and deaths != self._pool.deaths:  # a replacement was given weights: that woke the others
             deaths = self._pool.deaths
-            self._pool.map(VllmEngine.sleep, [()] * self._sleepers)
+            self._pool.map(VllmEngine.sleep, [()] * self._sleepers, limit_s=SLEEP_LIMIT_S)
 
     def rest_seconds(self) -> dict[str, float]:
         """`time/sleep_s` and `time/wake_s` since last asked for, of the slowest engine; none where none sleeps."""

@@ -117,15 +117,16 @@ class Rollout:
     """One sampled reply.
 
     `response_ids [T]` are the sampled tokens, the end-of-turn token included when the policy emitted it;
-    `sampled_logprobs [T]` their log-probs in nats as sampled; `versions` cover [0, T) without gaps. `labels` are those that
+    `sampled_logprobs [T]` their log-probs in nats as sampled (engines give both as packed arrays: a step's are millions, and
+    every one of a tuple is an object to pickle); `versions` cover [0, T) without gaps. `labels` are those that
     the policy wrote before its reply, where it was taught to (`rollout.fields`); `text` is without them. `step` is the training
     step that takes it, -1 outside a training.
     """
 
     prompt: Prompt
     sample: int
-    response_ids: tuple[int, ...]
-    sampled_logprobs: tuple[float, ...]
+    response_ids: Sequence[int]
+    sampled_logprobs: Sequence[float]
     versions: tuple[VersionSpan, ...]
     text: str
     finish: Finish

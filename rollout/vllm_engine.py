@@ -9,6 +9,7 @@ import asyncio
 import functools
 import hashlib
 import os
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -278,7 +279,7 @@ def _lora_arguments(rank: int, targets: Sequence[str]) -> dict[str, Any]:
 
 def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labels: Mapping[str, str]) -> Rollout:
     completion = output.outputs[0]
-    ids = tuple(completion.token_ids)
+    ids = array("i", completion.token_ids)
     assert completion.logprobs is not None
     spans = completion.weight_versions or []
     experts = completion.routed_experts  # [prompt and reply without its last token, layers, experts per token]
@@ -286,7 +287,9 @@ def _rollout(prompt: Prompt, sample: int, output: RequestOutput, text: str, labe
         prompt=prompt,
         sample=sample,
         response_ids=ids,
-        sampled_logprobs=tuple(entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)),
+        sampled_logprobs=array(
+            "d", (entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True))
+        ),
         versions=tuple(VersionSpan(int(s.version), s.start, s.end) for s in spans),
         text=text.strip(),
         finish=_FINISHES.get(completion.finish_reason or "", Finish.ABORTED),

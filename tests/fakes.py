@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -61,12 +62,12 @@ class FakeEngine:
         key = f"{sampling.seed} {prompt.id} {sample} {self.version}"
         digest = hashlib.sha256(key.encode()).digest()
         count = 1 + digest[0] % sampling.max_tokens
-        ids = tuple(byte % len(WORDS) for byte in digest[1 : count + 1])
+        ids = array("i", (byte % len(WORDS) for byte in digest[1 : count + 1]))
         return Rollout(
             prompt=prompt,
             sample=sample,
             response_ids=ids,
-            sampled_logprobs=tuple(-math.log(len(WORDS)) - byte / 256 for byte in digest[1 : count + 1]),
+            sampled_logprobs=array("d", (-math.log(len(WORDS)) - byte / 256 for byte in digest[1 : count + 1])),
             versions=(VersionSpan(self.version, 0, count),),
             text=" ".join(WORDS[i] for i in ids),
             finish=Finish.TRUNCATED if count == sampling.max_tokens else Finish.STOPPED,

@@ -37,6 +37,7 @@ class Case:
     checkpointing: bool = False
     stacks: tuple[str, ...] = ()  # of experts, with adapters
     packed: int = 0  # replies to a prompt, which share it in rows that hold all of a micro-batch's `rows` replies
+    entropy: float = 0.0  # its coefficient in the loss
     zero_stage: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     job: Literal["ppo", "sft"] = "ppo"
@@ -51,6 +52,7 @@ class Case:
     def __str__(self) -> str:
         size = f"{self.layers}x{self.hidden}/{self.feed_forward}, {self.rows}x{self.prompt}+{self.reply}"
         extra = [*(["checkpointing"] if self.checkpointing else []), *(["packed"] if self.packed else []), *self.stacks]
+        extra += ["entropy"] if self.entropy else []
         ways = ", ".join((self.dtype, f"ZeRO {self.zero_stage}", *extra))
         return f"{self.job} {self.shape} {self.tuning}, {size}, {ways}"
 
@@ -143,6 +145,7 @@ def recipe_of(case: Case, model: Path):  # type: ignore[no-untyped-def]
         "prompts.per_step": rows // (case.packed or 1), "sampling.n": case.packed or 1, "prompts.fixed_share": 0.0,
         "learner.micro_batch_tokens": case.tokens, "sampling.max_tokens": case.reply, "prompts.max_context_tokens": case.prompt,
         "rollout.max_model_len": width + 1, "ppo.epochs": 1, "ppo.minibatches": 1,
+        "ppo.entropy_coef": case.entropy,
     }  # fmt: skip
     return load(recipe_type("ppo"), find("local"), sample=sample)
 

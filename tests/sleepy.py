@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ class SleepyLlm:
 
 
 class SleepyEngine:
-    """`VllmEngine` round a `SleepyLlm`. A file named `dies` in ATTUNE_TEST_FOLDER kills the next that is told to sleep."""
+    """`VllmEngine` round a `SleepyLlm`. A file named `dies` in ATTUNE_TEST_FOLDER kills the next that is told to sleep, one named
+    `hangs` keeps all of them from it."""
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.update(spec.environment)
@@ -120,6 +122,8 @@ class SleepyEngine:
         if dies.exists():
             dies.unlink()
             os._exit(1)
+        while dies.with_name("hangs").exists():
+            await asyncio.sleep(0.1)
         await self._rest.sleep()
 
     async def rest_seconds(self) -> dict[str, float]:

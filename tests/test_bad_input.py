@@ -93,7 +93,8 @@ def refuse(
         (["ppo", "--steps=3"], ["attune ppo needs a recipe"]),
         (["ppo", "nowhere.toml"], ["recipe 'nowhere.toml' does not exist", "give the path of a .toml recipe"]),
         (["talk"], ["attune talk needs one checkpoint folder", "0 words"]),
-        (["report"], ["attune report needs a run directory", "nothing"]),
+        (["report"], ["attune report needs a run directory", "got nothing", "name one"]),
+        (["report", str(Path(__file__).parent)], ["attune report needs a run directory", "settings.json", "tests"]),
         (
             ["ppo", "local", "--rollout.engine=2"],
             ["unknown setting 'rollout.engine'", "did you mean 'rollout.engines'"],

@@ -19,6 +19,7 @@ from ray.util.placement_group import placement_group_table
 from cluster.check import NodeReport
 from cluster.findings import Verdict
 from cluster.placement import Claim, ClusterTooSmall, Placement, bundles, require_room, seat
+from cluster.pool import ReplicaSilent
 from cluster.settings import SettingsError
 from cluster.workers import Place, WorkerGroup, by_node
 from rl.check_run import memory, the_room
@@ -264,11 +265,13 @@ class Fleets:
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "mode", "engines", "width", "ranks"), [case for case in LAYOUTS if case[0] == 2])
 def test_whose_the_devices_are(
-    four_nodes: None, tmp_path: Path, nodes: int, mode: str, engines: int, width: int, ranks: int
-) -> None:
+    four_nodes: None, tmp_path: Path, nodes: int, mode: str, engines: int, width: int, ranks: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """An engine sees all devices of its group and a rank its own; no device has two ranks or two engines, and one of each
     exactly where they share. While the learner works the engines there hold no memory, whatever was generated in between
-    and whoever died; when it publishes, their weights wake first, and their cache only after the weights have come."""
+    and whoever died; when it publishes, their weights wake first, and their cache only after the weights have come. An engine
+    that does not fall asleep is named."""
     recipe = recipe_of(tmp_path, mode, engines, width, ranks)
     near = near_of(recipe)
     fleets = Fleets(recipe, tmp_path)
@@ -318,6 +321,10 @@ def test_whose_the_devices_are(
         for lines in told[:near]:
             joined = " / ".join(lines)
             assert " / ".join([*cycle, "version 2", "wake kv_cache", "generate"]) in joined
+        (tmp_path / "hangs").write_text("")
+        monkeypatch.setattr("rollout.fleet.SLEEP_LIMIT_S", 0.5)
+        with pytest.raises(ReplicaSilent, match=f"rollout engine 0 of {engines} does not answer sleep"):
+            fleets.learner.annotate(())  # type: ignore[arg-type]
     fleets.ranks.kill()
     for engine in fleets.engine._pool.replicas:
         ray.kill(engine)

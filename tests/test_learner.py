@@ -19,6 +19,7 @@ from rl.batch import Batch, collate
 from rl.config import PpoRecipe
 from rl.endings import NonFiniteLoss
 from rl.fleet import FLEET, LearnerFleet
+from rl.micro_batches import deal_rows, sizes_of
 from rl.ppo_config import Estimator
 from rollout.types import Finish, Prompt, Rollout, VersionSpan
 from tests.ranks import learner_of
@@ -125,6 +126,20 @@ def test_updates_do_not_depend_on_how_the_batch_is_cut(
         if name not in ("learner/peak_memory_bytes",):
             assert metrics[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
     close(logprobs, whole[1], 1e-4)
+
+
+def test_a_rank_without_replies_takes_part(model: Path, tmp_path: Path) -> None:
+    """Five replies on two ranks, one a micro-batch: the second rank's third has none. The updates are those of one rank."""
+    batch, told = some_batch(rows=5), []
+    dealt = deal_rows(sizes_of(batch), range(5), ranks=2, micro_batch=1, tokens=0)
+    assert [[len(part) for part in rank] for rank in dealt] == [[1, 1, 1], [1, 1, 0]]
+    for ranks, micro in ((1, 8), (2, 1)):
+        recipe = quick_recipe(model, tmp_path, learner__ranks=ranks, learner__micro_batch=micro, ppo__minibatches=1)
+        told.append(trained(recipe, batch, tmp_path))
+    (whole, logprobs), (metrics, other_logprobs) = told
+    for name in ("policy/loss", "value/loss", "policy/grad_norm", "policy/kl", "policy/balance_loss"):
+        assert metrics[name] == pytest.approx(whole[name], rel=2e-4, abs=2e-5), name
+    close(other_logprobs, logprobs, 1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])

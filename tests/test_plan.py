@@ -152,6 +152,7 @@ CASES = [
     Case("mistral", "lora", **QUICK, dtype="bfloat16", zero_stage=2),
     Case("mistral", "full", **QUICK, checkpointing=True),
     Case("mistral", "lora", vocabulary=16000, reply=96, prompt=32, layers=2),
+    Case("mistral", "lora", vocabulary=16000, reply=96, prompt=32, layers=2, entropy=0.01),
     Case("mixtral", "full", **QUICK),
     Case("mixtral", "lora", **QUICK, checkpointing=True, dtype="bfloat16", zero_stage=2),
     Case("gpt2", "full", **QUICK),
@@ -178,7 +179,10 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
     recipe: PpoRecipe = recipe_of(case, Path("nowhere"))
     dtype = getattr(torch, case.dtype)
     torch.manual_seed(0)
-    module = ActorCritic(recipe.model, lambda: AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype))
+    module = ActorCritic(
+        recipe.model, lambda: AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype),
+        entropy_gradient=case.entropy > 0,
+    )  # fmt: skip
     rows, width = case.rows, case.prompt + case.reply
     tokens_BS = torch.randint(0, case.vocabulary, (rows, width))
     mask_BT = torch.zeros(rows, width - 1, dtype=torch.bool)
@@ -196,7 +200,7 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
             stats.logprobs_RV, stats.logprobs_RV.detach(), noise_BT, mask_BT, mask_BT.float(),
             tokens=100.0, clip_low=0.2, clip_high=0.2,
         ).loss  # fmt: skip
-        (loss - 0.0 * entropy_bonus(stats.entropy_RV.detach(), mask_BT, tokens=100.0)).backward()
+        (loss - case.entropy * entropy_bonus(stats.entropy_RV, mask_BT, tokens=100.0)).backward()
 
     step()
     width_bytes = {"float32": 4, "bfloat16": 2}[case.dtype]
@@ -204,8 +208,8 @@ def test_activations_are_what_allocations_show(case: Case) -> None:
         shape, trained_parts(recipe.model), rows * width, width=width_bytes, checkpointing=case.checkpointing,
         pairs=0 if seen_RWW is None else seen_RWW.numel(),
     )  # fmt: skip
-    logits = logits_bytes(shape, rows * case.reply, scored=True)
-    predicted = waiting + max(passing + logits.kept, logits.peak)
+    logits = logits_bytes(shape, rows * case.reply, entropy="learned" if case.entropy else "measured")
+    predicted = waiting + max(passing, logits)
     assert predicted == pytest.approx(peak_of(step).rise, rel=0.1)
 
 
@@ -231,12 +235,12 @@ def test_packed_rows_hold_more_trained_tokens_and_a_mask() -> None:
     recipe = shipped("mixtral_8x7b", learner__micro_batch_tokens=4096, prompts__fixed_share=0.0)
     family = 1023 + 4 * 201
     micro = largest_micro_batch(recipe)
-    assert micro == (4096, 3200, True, 4096 * family, 4 * family * family)
-    assert largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 8192}))[:3] == (4 * family, 3200, False)
+    assert micro == (4096, 3200, 4096 * family, 4 * family * family)
+    assert largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 8192}))[:2] == (4 * family, 3200)
     fixed = largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 8192, "prompts.fixed_share": 0.25}))
     assert fixed.positions == 8 * 4 * 200 and fixed.pairs == 8192 * (1023 + 32 * 201)
     assert largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 100}))[:2] == (1224, 1224)
-    assert largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 0})) == (2 * 1224, 2 * 200, True, 0, 0)
+    assert largest_micro_batch(changed(recipe, {"learner.micro_batch_tokens": 0})) == (2 * 1224, 2 * 200, 0, 0)
 
 
 def test_parts_add_up_to_the_preflight_s_figure() -> None:

@@ -203,6 +203,10 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) ->
     assert "ABACUS" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="--nodes"):
         options(["--nodes", "two"])
+    with pytest.raises(SettingsError, match="--node; did you mean --nodes"):
+        options(["--node", "2"])
+    assert main(["plan", "local", "--model.path", "/nonexistent"]) == Exit.WRONG_INPUT
+    assert "is no folder, not in the hub's cache" in capsys.readouterr().err
 
 
 def test_a_plan_needs_no_torch() -> None:

@@ -601,3 +601,46 @@ def test_an_engine_that_does_not_answer_is_named() -> None:
         EngineClient(engines, tensor_parallel=1).within(2.0).load_adapter({}, "4")
     for engine in engines:
         ray.kill(engine)
+
+
+# -- the end of a whole process group --------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import signal, sys, time
+import ray
+from cluster.placement import Claim, Placement, connect
+from rl.__main__ import _leave
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+connect()
+placement = Placement([Claim("worker", 1, 0.1)])
+
+@ray.remote
+def work():
+    time.sleep(600)
+
+running = work.options(**placement.options("worker", 0)).remote()
+print("ready", flush=True)
+try:
+    ray.get(running)
+except BaseException as error:
+    placement.release()
+    print("released", flush=True)
+    sys.exit(_leave(1))
+"""
+
+
+def test_a_signal_to_the_whole_group_ends_the_driver_at_once() -> None:
+    """Slurm, systemd and `timeout` send SIGTERM to Ray's own processes too: the driver gives its room back to nobody, and does
+    not wait a minute for a cluster that is gone."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready\n"
+    os.killpg(driver.pid, signal.SIGTERM)
+    started = time.monotonic()
+    said, _ = driver.communicate(timeout=120)
+    assert (said, driver.returncode) == ("released\n", 1)
+    assert time.monotonic() - started < FEW + 10

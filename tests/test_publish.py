@@ -27,7 +27,14 @@ from rl.zero import AdapterStream, PolicyStream
 from rollout.fleet import FLEET, EngineLost, RolloutFleet
 from rollout.tokenizer import train_tokenizer
 from rollout.types import Dialogue, Speaker, Turn
-from rollout.weight_stream import AdapterUpdate, SharedMemorySender, SharedMemoryUpdate, read_shared_memory
+from rollout.weight_stream import (
+    AdapterUpdate,
+    SharedMemorySender,
+    SharedMemoryUpdate,
+    WeightGroup,
+    WeightStream,
+    read_shared_memory,
+)
 from tests.tiny import TARGETS, quick_recipe, save_tiny
 
 SHAPES: tuple[Shape, ...] = ("gpt2", "mistral", "mixtral")
@@ -92,6 +99,18 @@ class Client:
         self.received = dict(read_shared_memory(SharedMemoryUpdate(**update["tensors"])))
 
 
+class Noted:
+    """A stream that says which of its groups were read."""
+
+    def __init__(self, stream: WeightStream) -> None:
+        self._stream, self.specs, self.passed = stream, stream.specs, list[str]()
+
+    def __iter__(self) -> Iterator[WeightGroup]:
+        for group in self._stream:
+            self.passed.append(group.name)
+            yield group
+
+
 def test_an_adapter_arrives_whole_by_one_call() -> None:
     """Every bit of A and B with rank, alpha and version reaches the engines by one call, however small the chunks of other
     publishes; plain values describe it. When an engine fails the stream is still read to its end."""
@@ -105,19 +124,10 @@ def test_an_adapter_arrives_whole_by_one_call() -> None:
     assert all(torch.equal(client.received[name], tensor) for name, tensor in expected.items())
     assert (client.update["rank"], client.update["alpha"], client.version) == (4, 12.0, "7")
     assert asdict(AdapterUpdate(SharedMemoryUpdate(**client.update["tensors"]), 4, 12.0)) == client.update
-    yielded: list[str] = []
-
-    class Noted:
-        specs = stream.specs
-
-        def __iter__(self) -> Iterator[Any]:
-            for group in stream:
-                yielded.append(group.name)
-                yield group
-
+    noted = Noted(stream)
     with pytest.raises(RuntimeError, match="an engine failed"):
-        sender.send_adapter(Noted(), Client(fails=True), 8, rank=4, alpha=12.0)  # type: ignore[arg-type]
-    assert yielded == [group.name for group in stream]
+        sender.send_adapter(noted, Client(fails=True), 8, rank=4, alpha=12.0)  # type: ignore[arg-type]
+    assert noted.passed == [group.name for group in stream]
 
 
 def test_what_is_sent_follows_from_what_trains() -> None:
@@ -143,20 +153,13 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
     from rollout.vllm_weights import StreamSource, cuda_publish
 
     policy, _ = perturbed_policy("mistral")
-    stream, passed = PolicyStream(policy.policy, only_trained=True), list[str]()
-
-    class Noted:
-        specs = stream.specs
-
-        def __iter__(self) -> Iterator[Any]:
-            for group in stream:
-                passed.append(group.name)
-                yield group
+    stream = PolicyStream(policy.policy, only_trained=True)
+    noted = Noted(stream)
 
     class GivesUp:
         """vLLM's trainer, whose engine dies."""
 
-        source = StreamSource(Noted())  # type: ignore[arg-type]
+        source = StreamSource(noted)
 
         def send_weights(self) -> None:
             for count, _ in enumerate(self.source if fails_behind else ()):
@@ -171,7 +174,7 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
     whole = [group.name for group in stream]
     with pytest.raises(EngineLost):
         cuda_publish("nccl", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
-    assert passed == whole
+    assert noted.passed == whole
     with pytest.raises(RuntimeError, match="resumes from the last checkpoint"):
         cuda_publish("ipc", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ import pytest
 from cluster.settings import load
 from rewards.types import Score, ScoredRollout
 from rl.config import PpoRecipe
+from rl.endings import reported
 from rl.records import (
     SETTINGS,
     STATUS,
@@ -256,6 +257,15 @@ def test_without_a_checkpoint_everything_may_change(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_does_not_shrink(tmp_path: Path) -> None:
+    """Fewer steps than the run has made: refused, with their number; as many are allowed."""
+    run = begun(tmp_path)
+    (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(8)))
+    check_resume(run, recipe(tmp_path, "--steps=8"))
+    with pytest.raises(ValueError, match=r"steps must be at least the 8 that .*run has made, is 7; raise it"):
+        check_resume(run, recipe(tmp_path, "--steps=7"))
+
+
 def test_a_setting_that_did_not_exist_then_is_no_change(tmp_path: Path) -> None:
     """A run made by an older version, whose settings lack a name, resumes."""
     run = begun(tmp_path)
@@ -288,6 +298,14 @@ def test_the_status_says_how_a_run_stands(tmp_path: Path) -> None:
     write_status(tmp_path, "failed", 4, 'a "quoted"\nmessage')
     (line,) = (tmp_path / STATUS).read_text().splitlines()
     assert json.loads(line) == {"state": "failed", "step": 4, "message": 'a "quoted"\nmessage'}
+
+
+def test_an_interruption_is_no_failure(tmp_path: Path) -> None:
+    """Status and report of a run that somebody ended say so."""
+    with pytest.raises(KeyboardInterrupt), reported(tmp_path):
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / STATUS).read_text()) == {"state": "interrupted", "step": 0, "message": "interrupted"}
+    assert "The run was interrupted" in (tmp_path / "report.html").read_text()
 
 
 def test_provenance_says_what_made_the_run(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     expected = Zoo(10, True, "sample", "right", 3, inner=Inner(0.4, None, ("x y", "z")))
     assert load(Zoo, recipe, sample=sample, argv=argv) == expected
     assert load(Zoo) == Zoo()
+    assert load(Zoo, sample={"on": False}, argv=["--on", "--count", "2"]) == Zoo(2, on=True)
 
 
 def test_names_are_forgiving_about_dashes_and_samples_about_nesting() -> None:
@@ -151,7 +152,6 @@ def test_a_tuple_can_be_emptied_and_a_text_too() -> None:
         (["--count"], ["count", "whole number", "nothing"]),
         (["--count="], ["count", "whole number"]),
         (["--on", "maybe"], ["on", "True or False", "maybe"]),
-        (["--on"], ["on", "True or False", "nothing"]),
         (["--kind", "up"], ["kind", "one of left, right", "up"]),
         (["--stage", "4"], ["stage", "one of 0, 1, 2, 3", "4"]),
         (["--inner.share", "much"], ["inner.share", "a number", "much"]),

@@ -76,24 +76,28 @@ def test_a_publish_in_flight_waits_for_no_reply() -> None:
 
 
 def test_the_slowest_part_counts() -> None:
-    """A step's cost of a work is that of whoever needs longest; calls without a step's number count from 0 by process."""
-    line = {"start": 0.0, "end": 1.0, "step": None, "work": "measure", "pid": 1, "cost": 1.0}
-    lines = [line, line | {"pid": 2, "cost": 3.0}, line | {"start": 2.0, "cost": 2.0}]
+    """A step's cost of a work is that of whoever needs longest; calls without a step's number count from 0 by part."""
+    line = {"start": 0.0, "end": 1.0, "step": None, "work": "measure", "who": "1-0", "cost": 1.0}
+    lines = [line, line | {"who": "1-1", "cost": 3.0}, line | {"start": 2.0, "cost": 2.0}]
     assert [found["measure"] for found in step_costs(lines, 2)] == [3.0, 2.0]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("sim")
     recipe = make_recipe(parse(SMALL.split()), folder)
     recipe.directory.mkdir()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    yield Cluster(recipe)
+    yield Cluster(recipe, request.param)
     ray.shutdown()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scene", "lag", "in_flight"), [("even", 0, False), ("tail", 1, True), ("death", 1, False)])
+@pytest.mark.parametrize(
+    ("cluster", "scene", "lag", "in_flight"),
+    [(0, "even", 0, False), (0, "tail", 1, True), (0, "death", 1, False), (2, "even", 0, False), (2, "tail", 1, True)],
+    indirect=["cluster"],
+)
 def test_a_run_is_whole(
     cluster: Cluster, scene: str, lag: int, in_flight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

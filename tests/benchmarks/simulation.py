@@ -40,7 +40,7 @@ from rollout.fleet import RolloutFleet, deal, engine_spec
 from rollout.prompts import PromptStream
 from rollout.types import Prompt, Sampling, Speaker, Turn
 from tests.benchmarks.memory import family
-from tests.benchmarks.simulated import CostModel, Lengths, SimulatedEngine, SimulatedSpec, World
+from tests.benchmarks.simulated import CostModel, Host, Lengths, SimulatedEngine, SimulatedSpec, Tenant, World
 from tests.benchmarks.simulated_ranks import SimulatedLearner, SimulatedPanel, SimulatedRecipe, SimulatedRewards
 
 ROOT = Path(__file__).parents[2]
@@ -126,15 +126,30 @@ def lean(folder: Path) -> Path:
     return folder
 
 
-class Cluster:
-    """Fleets of simulated parts on a private Ray, kept over several runs."""
+class HousedFleet(RolloutFleet):
+    """A fleet whose engines share a few processes."""
 
-    def __init__(self, recipe: SimulatedRecipe) -> None:
+    def __init__(self, hosts: Sequence[Any], *args: Any, **kwargs: Any) -> None:
+        self._hosts = hosts
+        super().__init__(*args, **kwargs)
+
+    def _spawn(self, index: int) -> Any:
+        host = self._hosts[index % len(self._hosts)]
+        ray.get(host.house.remote(index, self._specs[index]))  # calls of an asynchronous actor may overtake each other
+        return Tenant(host, index)
+
+
+class Cluster:
+    """Fleets of simulated parts on a private Ray, kept over several runs; engines in `hosts` processes, or each in its own (0)."""
+
+    def __init__(self, recipe: SimulatedRecipe, hosts: int = 0) -> None:
         self.recipe, self.placement = recipe, Placement(claims(recipe, on_gpu=has_gpus()), wait_s=600.0)
         environment = {"PYTHONPATH": f"{lean(recipe.directory / 'lean')}{os.pathsep}{ROOT}"}
         spec = engine_spec(recipe.rollout, recipe.model.path, "", recipe.model.dtype, ())
         known = {f.name: getattr(spec, f.name) for f in fields(spec)}
-        self.engine = RolloutFleet(
+        actors = ray.remote(Host).options(num_cpus=0, runtime_env={"env_vars": environment})
+        fleet = partial(HousedFleet, [actors.remote() for _ in range(hosts)]) if hosts else RolloutFleet
+        self.engine = fleet(
             SimulatedSpec(**{**known, "environment": environment}, world=recipe.world),
             recipe.rollout.engines,
             self.placement,
@@ -261,7 +276,7 @@ def play(cluster: Cluster, scene: Scene, lag: int, in_flight: bool, folder: Path
             in_flight=in_flight,
         )
         pss = {pid: process.pss for pid, process in family(os.getpid()).items()}
-        memory = {kind: sum(pss.get(pid, 0) for pid in pids) for kind, pids in cluster.pids.items()}
+        memory = {kind: sum(pss.get(pid, 0) for pid in set(pids)) for kind, pids in cluster.pids.items()}
     began = meter.rows[0]["start"]
     lines = [line for line in journals(folder) if line["start"] >= began]
     costs = step_costs(lines, len(meter.rows))
@@ -290,10 +305,10 @@ def journals(folder: Path) -> list[dict[str, Any]]:
 def step_costs(lines: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, float]]:
     """Seconds that the cost model asks for each work of each step: of whoever needs longest."""
     costs = [dict.fromkeys(WORKS, 0.0) for _ in range(steps)]
-    made: dict[tuple[str, int], int] = defaultdict(int)  # calls so far, by work and process
+    made: dict[tuple[str, str], int] = defaultdict(int)  # calls so far, by work and part
     for line in sorted(lines, key=lambda line: line["start"]):
-        step = made[line["work"], line["pid"]] if line["step"] is None else line["step"]
-        made[line["work"], line["pid"]] += 1
+        step = made[line["work"], line["who"]] if line["step"] is None else line["step"]
+        made[line["work"], line["who"]] += 1
         if step < steps:
             costs[step][line["work"]] = max(costs[step][line["work"]], line["cost"])
     return costs
@@ -399,6 +414,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m tests.benchmarks.simulation", description=__doc__, allow_abbrev=False)
     parser.add_argument("--engines", type=int, default=256)
+    parser.add_argument("--hosts", type=int, default=0, help="processes that the engines share; 0: each has its own")
     parser.add_argument("--replies", type=int, default=4096, help="replies of a step")
     parser.add_argument("--samples", type=int, default=8, help="replies to one prompt")
     parser.add_argument("--tokens", type=int, default=1000, help="mean tokens of a reply; at most four times as many")
@@ -412,7 +428,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help=f"steps that count, behind {WARM_UP} that does not")
     parser.add_argument("--start-s", type=float, default=CostModel.engine_start_s, help="seconds that an engine starts")
     parser.add_argument("--out", type=Path, help="a JSON file for all that was measured")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.hosts and "death" in args.scenes:
+        parser.error("--scenes death ends an engine's process: it needs one of its own, without --hosts")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -426,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         connect()
         try:
             started = time.time()
-            cluster = Cluster(recipe)
+            cluster = Cluster(recipe, args.hosts)
             print(
                 f"{args.engines} engines and {args.rewards} reward actors in {time.time() - started:.0f} s", flush=True
             )
