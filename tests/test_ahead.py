@@ -180,7 +180,7 @@ def test_the_next_batch_is_generated_while_the_learner_updates(tmp_path: Path) -
             return experience
 
         def update(self, experience: Experience) -> UpdateReport:
-            until = time.monotonic() + 10
+            until = time.monotonic() + 60
             while self.version == 0 and self.journal.count("generate") < 2 and time.monotonic() < until:
                 time.sleep(0.001)
             return super().update(experience)
@@ -277,7 +277,7 @@ def test_a_run_that_ends_early_waits_for_no_reply(error: BaseException, tmp_path
     run.engine.hold.set()
     for thread in threading.enumerate():
         if thread.name.startswith("step "):
-            thread.join(timeout=10)
+            thread.join(timeout=60)
     assert len(run.engine.asked) == 2  # the one that was under way
 
 

@@ -134,7 +134,7 @@ from rl.__main__ import main
 code = main(["ppo", "local", "--step=3"])
 print(code, *sorted({"torch", "transformers", "ray", "deepspeed"} & sys.modules.keys()))
 """
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert answer.stdout.split() == ["2"], answer.stdout
     assert "unknown setting 'step'; did you mean 'steps'?" in the_line(answer.stderr)
 
@@ -377,7 +377,7 @@ def test_a_cluster_too_small(tmp_path: Path) -> None:
     words = ["ppo", "local", f"--runs={tmp_path}", "--rollout.engines=64", "--rollout.cpus=100"]
     answer = subprocess.run(
         [sys.executable, "-m", "rl", *words],
-        cwd=ROOT, env=without_ray_address(), capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env=without_ray_address(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert answer.returncode == Exit.WRONG_INPUT, answer.stderr
     line = the_line(answer.stderr)
@@ -453,7 +453,7 @@ def test_a_reward_that_breaks(tmp_path: Path) -> None:
         env={**without_ray_address(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-3:] == [f"exit code {Exit.FAILED}"] * 3

@@ -138,7 +138,7 @@ def test_the_preflight_runs_where_torch_does_not(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert answer.returncode == 2, answer.stdout + answer.stderr
     assert [line.split()[0] for line in answer.stdout.splitlines()[-3:-1]] == ["MISSING", "warn"]
@@ -192,7 +192,7 @@ def test_a_torchvision_for_another_torch_is_found(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert answer.stdout.startswith("MISSING imports"), answer.stdout + answer.stderr
     assert "torchvision::nms does not exist" in answer.stdout and "pip uninstall torchvision" in answer.stdout

@@ -97,12 +97,12 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )  # fmt: skip
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for(lambda: call("job", "list").returncode == 0, timeout=90)
+        wait_for(lambda: call("job", "list").returncode == 0, timeout=240)
         words = [
             "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "runs"]}),
             "--", sys.executable, "-m", "rl", *command(model, runs, "undisturbed"),
         ]  # fmt: skip
-        submitted, deadline = call(*words), time.monotonic() + 60
+        submitted, deadline = call(*words), time.monotonic() + 240
         while "No available agent" in submitted.stderr + submitted.stdout and time.monotonic() < deadline:
             time.sleep(1)  # the head answers a moment before it can take a job
             submitted = call(*words)
@@ -110,7 +110,7 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert "step 6/6" in submitted.stdout
     finally:  # this head alone: `ray stop` would end every cluster on the machine
         head.terminate()
-        head.wait(timeout=60)
+        head.wait(timeout=240)
     yield runs / "undisturbed"
 
 
@@ -190,6 +190,6 @@ def test_a_second_run_beside_the_first_is_refused(model: Path, undisturbed: Path
     with (undisturbed / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = start(model, undisturbed.parent, "undisturbed")
-        _, err = second.communicate(timeout=60)
+        _, err = second.communicate(timeout=240)
     assert second.returncode == 2
     assert "is in use by process" in err

@@ -405,7 +405,7 @@ def test_the_admin_sees_how_far_it_is_and_invites(start: Callable[..., Service],
         for at in range(1, count + 1):
             press(rater, "1 Enter")
             submitted(rater, at)
-    admin.wait_for_selector("#comparisons-done:has-text('2 of 4 done')", timeout=20_000)  # by itself
+    admin.wait_for_selector("#comparisons-done:has-text('2 of 4 done')", timeout=60_000)  # by itself
     admin.wait_for_selector("#comparisons-raters li:has-text('Dr Vogel'):has-text('3')")
     told = admin.inner_text("#comparisons-text")
     assert "1 begun" in told and "5 judgements" in told and "1 pair reads the same and is not asked" in told

@@ -55,7 +55,7 @@ def test_a_killed_run_with_experts_goes_on_and_its_chain_says_what_moved_it(tmp_
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3] and all("experts/waiting" in row for row in rows)
     audit = subprocess.run(
-        [sys.executable, "-m", "rl", "audit", str(run), "4"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "rl", "audit", str(run), "4"], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert audit.returncode == 0, audit.stderr
     assert (
@@ -65,7 +65,7 @@ def test_a_killed_run_with_experts_goes_on_and_its_chain_says_what_moved_it(tmp_
         "The experts" in (run / "report.html").read_text() and "no person judged" in (run / "report.html").read_text()
     )
     wrong = subprocess.run(
-        [sys.executable, "-m", "rl", "audit", str(run), "3"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "rl", "audit", str(run), "3"], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert wrong.returncode == 2 and "must know the checkpoint after 3 steps" in wrong.stderr
     [weights] = (run / "checkpoints" / "step-000004" / "policy").glob("*.safetensors")

@@ -53,14 +53,14 @@ class Follower:
             self._failed.append(error)
 
     def wait_for(self, step: int) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while step not in steps(self.rows):
             assert time.monotonic() < deadline and not self._failed, (step, self.rows[-1:], self._failed)
             time.sleep(QUICK)
 
     def end(self) -> list[dict[str, Any]]:
         self._ended.set()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive() and not self._failed, self._failed
         return self.rows
 

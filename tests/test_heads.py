@@ -411,7 +411,7 @@ def test_what_cannot_be_fitted_is_one_line(words: tuple[str, ...], said: str, tm
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     answer = subprocess.run(
         [sys.executable, "-m", "rl", "fit", *words], cwd=tmp_path, env=_environment(), capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
     lines = [line for line in answer.stderr.splitlines() if line.startswith("attune: ")]
     assert answer.returncode == 2 and len(lines) == 1 and said in lines[0], answer.stderr

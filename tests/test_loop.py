@@ -292,12 +292,12 @@ def test_the_first_step_is_not_charged_for_what_came_before_it(tmp_path: Path) -
     class SlowStart(FakeLearner):
         def publish(self, engine: FakeEngine) -> dict[str, float]:
             if self.version == -1:
-                time.sleep(0.3)
+                time.sleep(1.5)
             return super().publish(engine)
 
     run = Run(tmp_path / "run", steps=1)
     run.learner = SlowStart(run.journal)
-    assert run.go().rows[0]["time/step_s"] < 0.3
+    assert run.go().rows[0]["time/step_s"] < 1.5
 
 
 def test_the_best_checkpoint_is_that_of_the_best_steps(undisturbed: Run) -> None:

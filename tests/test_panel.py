@@ -179,7 +179,7 @@ class Service:
                 self.url = line.split()[-1]
             if self.admin and "url" in vars(self):
                 break
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not (self._folder / "service.json").is_file():
             assert time.monotonic() < until and self.process.poll() is None
             time.sleep(0.05)
@@ -224,7 +224,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     started = Service(tmp_path_factory.mktemp("service"), "--sitting", "3")
     yield started
     started.process.terminate()
-    started.process.wait(timeout=30)
+    started.process.wait(timeout=120)
 
 
 def test_a_panel_rates_all_there_is(service: Service) -> None:

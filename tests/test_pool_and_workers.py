@@ -307,7 +307,7 @@ def make_group() -> Iterator[MakeGroup]:
     groups: list[WorkerGroup] = []
 
     def make(size: int, build: Callable[[str], Rank] = Rank) -> WorkerGroup:
-        placements.append(Placement([Claim("idle", 1, 0.1), Claim("learner", size, 0.5)], wait_s=30))
+        placements.append(Placement([Claim("idle", 1, 0.1), Claim("learner", size, 0.5)], wait_s=120))
         environment = {"OMP_NUM_THREADS": "1", "ATTUNE_TEST": "yes"}
         groups.append(WorkerGroup("learner", size, build, ("hello",), placements[-1], environment=environment))
         return groups[-1]
@@ -451,11 +451,11 @@ def test_a_cluster_that_is_too_small_is_said_at_once(claims: list[Claim], said: 
 
 def test_room_that_others_hold_is_waited_for_and_no_longer() -> None:
     """What is taken may become free: the wait ends when it does, or with a line that says what is free now."""
-    first = Placement([Claim("engine", 1, 1.5)], wait_s=30)
+    first = Placement([Claim("engine", 1, 1.5)], wait_s=120)
     with pytest.raises(ClusterTooSmall, match=r"no room after 0.5 s: .*engine: 1 x \(1 CPU.*free now 0.5 CPU"):
         Placement([Claim("engine", 1, 1.0)], wait_s=0.5)
     first.release()
-    Placement([Claim("engine", 1, 1.0)], wait_s=30).release()
+    Placement([Claim("engine", 1, 1.0)], wait_s=120).release()
 
 
 class Tenant:
@@ -467,13 +467,13 @@ class Tenant:
 
 def test_every_actor_has_a_bundle_of_its_own() -> None:
     """Fleet by fleet in the order of the claims, whichever order the fleets are built in."""
-    placement = Placement([Claim("engine", 2, 0.25), Claim("reward", 1, 0.5)], wait_s=30)
+    placement = Placement([Claim("engine", 2, 0.25), Claim("reward", 1, 0.5)], wait_s=120)
     remote = ray.remote(Tenant)
     actors = {
         (fleet, index): remote.options(**placement.options(fleet, index)).remote()
         for fleet, index in (("reward", 0), ("engine", 1), ("engine", 0))
     }
-    found = {key: ray.get(actor.bundle.remote(), timeout=30) for key, actor in actors.items()}
+    found = {key: ray.get(actor.bundle.remote(), timeout=120) for key, actor in actors.items()}
     assert found == {("engine", 0): 0, ("engine", 1): 1, ("reward", 0): 2}
     placement.release()
 
@@ -496,7 +496,7 @@ def test_inside_a_trial_the_trials_room_is_used() -> None:
     group = placement_group([{"CPU": 0.5}, {"CPU": 0.5}])
     inside = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     trial = ray.remote(Trial).options(num_cpus=0.5, scheduling_strategy=inside).remote()
-    assert ray.get(trial.run.remote(), timeout=30) == (True, 1, True)
+    assert ray.get(trial.run.remote(), timeout=120) == (True, 1, True)
     remove_placement_group(group)
 
 
@@ -518,7 +518,7 @@ def joined(**environment: str) -> str:
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.rpartition("AT ")[2].strip()

@@ -399,7 +399,7 @@ def test_an_empty_queue_is_watched_without_taking_the_next_reply(start: Callable
     see(page, "empty")
     shoot(page, "empty")
     service.put([REPLY])
-    page.wait_for_selector("#empty-start:visible", timeout=20_000)
+    page.wait_for_selector("#empty-start:visible", timeout=60_000)
     assert service.ask("GET", "/api/admin/overview", service.admin)["queue"]["leased"] == 0
     page.keyboard.press("Enter")
     see(page, "work")
@@ -474,7 +474,7 @@ def test_the_admin_sees_the_work_invites_shuts_out_and_exports(start: Callable[.
     admin.wait_for_selector("#invite-problem:has-text('begins with a letter')")
     for name, link in links.items():
         rate_over_http(service, link, name)
-    admin.wait_for_selector("#raters tr:has-text('Dr Vogel') td:has-text('7')", timeout=20_000)  # by itself
+    admin.wait_for_selector("#raters tr:has-text('Dr Vogel') td:has-text('7')", timeout=60_000)  # by itself
     admin.wait_for_selector("#agreement svg[aria-label^='ICC(A,1)']")
     check_access(admin)
     shoot(admin, "admin", whole=True)

@@ -608,7 +608,7 @@ def test_a_signal_ends_it_well(tmp_path: Path, number: signal.Signals) -> None:
         service = Service(server)
         service.add("one")
         os.kill(server.process.pid, number)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(120) == 0
     assert not (tmp_path / f"{DATABASE}-wal").exists()
 
 
@@ -625,7 +625,7 @@ def test_no_token_and_no_text_reaches_the_log(tmp_path: Path) -> None:
         client.post("/api/admin/raters", content=b"{secret")
         client.get("/api/me?secret=1", headers={"Authorization": "Bearer secret"})
     process.terminate()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (out, err) == ("", "")
 
 
@@ -693,7 +693,7 @@ def test_the_client_asks_for_any_number_of_rewards(tmp_path: Path) -> None:
         found, absent, stuck = service.run.rewards("run", 0, ids)
         assert len(found) == 1 and sorted([*found, *absent]) == sorted(ids) and stuck == {}
         started = time.monotonic()
-        assert len(service.run.rewards("run", 0, ids, wait_s=1.0)[1]) == 2099 and 0.9 < time.monotonic() - started < 6
+        assert len(service.run.rewards("run", 0, ids, wait_s=1.0)[1]) == 2099 and 0.9 < time.monotonic() - started < 60
         service.ask("POST", "/api/admin/raters/anna/shut", service.admin, {})
         service.ask("POST", "/api/admin/raters/ben/shut", service.admin, {})
         assert service.run.rewards("run", 0, ids)[2] == dict.fromkeys(absent, "no_raters")

@@ -181,7 +181,7 @@ def sweeps(cluster: Cluster, tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path)
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
+def wait_for(condition: Callable[[], object], timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -350,7 +350,7 @@ def test_an_interrupted_search_leaves_its_tables(sweeps: Sweeps) -> None:
     wait_for(lambda: len([e for e in sweeps.journal("stopped") if e["what"] == "began"]) == 2)
     time.sleep(1.5)
     driver.terminate()
-    out, err = driver.communicate(timeout=60)
+    out, err = driver.communicate(timeout=240)
     assert driver.returncode == 1, err
     assert "--resume goes on" in out and "Traceback" not in err
     assert [row["state"] for row in sweeps.table("stopped")] == ["interrupted"] * 2
@@ -360,20 +360,22 @@ def test_an_interrupted_search_leaves_its_tables(sweeps: Sweeps) -> None:
 def test_a_lost_node_loses_no_trial(sweeps: Sweeps, cluster: Cluster) -> None:
     """Trials lie on all three nodes; one node is taken away in the middle: every trial ends, once."""
     text = "driver_cpus = 1.0\nmax_failures = 3\n[space]\nrate = [0.01, 0.02, 0.03, 0.04, 0.05]\n"
-    words = sweeps.words("nodes", text, "--pause", "0.4", "--steps", "8")
+    words = sweeps.words("nodes", text, "--pause", "0.4", "--steps", "30")
     doomed = cluster.list_all_nodes()[-1]
 
     def well_begun() -> bool:
-        """Whether a trial on the doomed node is past a checkpoint."""
-        there = [entry["trial"] for entry in sweeps.journal("nodes") if entry["node"] == doomed.node_id]
-        return any(len(read_metrics(sweeps.folder / "nodes/trials" / trial / METRICS_FILE)) >= 3 for trial in there)
+        """Whether a trial on the doomed node is past a checkpoint, and every node has one: they may begin seconds apart."""
+        journal = sweeps.journal("nodes")
+        there = [entry["trial"] for entry in journal if entry["node"] == doomed.node_id]
+        past = any(len(read_metrics(sweeps.folder / "nodes/trials" / trial / METRICS_FILE)) >= 3 for trial in there)
+        return past and len({entry["node"] for entry in journal}) == 3
 
     with ThreadPoolExecutor() as pool:
         code = pool.submit(sweep, words)
         wait_for(lambda: well_begun() or code.done())
-        assert len({entry["node"] for entry in sweeps.journal("nodes")}) == 3
+        assert well_begun()
         cluster.remove_node(doomed, allow_graceful=False)
-        assert code.result(timeout=120) == 0
+        assert code.result(timeout=300) == 0
     rows = sweeps.table("nodes")
     assert [row["state"] for row in rows] == ["finished"] * 5
     assert sweeps.completed("nodes") == Counter(row["trial"] for row in rows)

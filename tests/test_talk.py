@@ -63,7 +63,7 @@ def test_a_piped_chat_warns_first_and_ends_with_its_input(model: Path) -> None:
     """With no terminal the notice is the first line, every line is answered, and the end of input is a good end."""
     command = [sys.executable, "-m", "rl", "talk", str(model)]
     answer = subprocess.run(
-        command, input="Hello there.\nI sleep badly.\n", capture_output=True, text=True, cwd=ROOT, timeout=120
+        command, input="Hello there.\nI sleep badly.\n", capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert answer.returncode == 0, answer.stderr
     lines = answer.stdout.splitlines()
