@@ -28,6 +28,10 @@ class ClusterTooSmall(ValueError):
     """The cluster cannot hold the recipe; the message says what is asked and what is there."""
 
 
+class NodeLost(RuntimeError):
+    """A node died and the cluster has no other with room for what was on it."""
+
+
 class ClusterUnreachable(ValueError):
     """No cluster answers where RAY_ADDRESS says."""
 
@@ -117,14 +121,26 @@ class Placement:
 
     def __init__(self, claims: Sequence[Claim], *, wait_s: float = 60.0, strategy: str = "PACK") -> None:
         self._claims = tuple(claims)
+        self._wait_s = wait_s
         current = ray.util.get_current_placement_group()
         self._owned = current is None
         self._offset = 0 if self._owned else 1
         self._group: PlacementGroup = current or _reserve(self._claims, wait_s, strategy)
 
     def options(self, fleet: str, index: int) -> dict[str, Any]:
-        """Ray actor options for actor `index` of `fleet`: its bundle and what it holds."""
+        """Ray actor options for actor `index` of `fleet`: its bundle and what it holds.
+
+        Raises NodeLost when a node of the group has died and nothing took its place within `wait_s`: an actor would wait for ever.
+        """
         claim, bundle = seat(self._claims, fleet, index)
+        if not self._group.wait(_SECONDS_TO_ANSWER):
+            log.warning("a node of this run died; waiting up to %.0f s for room for %s %d", self._wait_s, fleet, index)
+            if not self._group.wait(self._wait_s):
+                raise NodeLost(
+                    f"a node died and no other has room for {fleet} {index} ({claim.cpus:g} CPU, {claim.gpus:g} GPU) after "
+                    f"{self._wait_s:g} s; the cluster has {_there()}; join a node, and the same command resumes from the last "
+                    "checkpoint"
+                )
         return {
             "num_cpus": claim.cpus,
             "num_gpus": claim.gpus,
@@ -220,7 +236,11 @@ def _nodes() -> list[Mapping[str, float]]:
 
 def _asked_and_there(claims: Sequence[Claim]) -> tuple[str, str]:
     asked = "; ".join(f"{c.fleet}: {c.count} x ({c.cpus:g} CPU, {c.gpus:g} GPU)" for c in claims)
-    return asked, "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in _nodes())
+    return asked, _there()
+
+
+def _there() -> str:
+    return "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in _nodes())
 
 
 def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:

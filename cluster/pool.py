@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError, TaskCancelledError
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
+DEATHS = (RayActorError, OutOfMemoryError)  # the second: Ray's own memory monitor ended it
 _SECONDS_TO_END = 5.0
+_SECONDS_TO_A_WORD = 600.0  # after which a wait is told, and again
 
 
 class PoolExhausted(RuntimeError):
@@ -68,17 +71,15 @@ class Pool:
             dead = {}
             for index, ref in asked.items():
                 try:
-                    answers[index] = ray.get(ref, timeout=limit_s)
-                except GetTimeoutError as error:
-                    raise ReplicaSilent(
-                        f"{self._fleet} {index} of {len(self.replicas)} does not answer {method.__name__}"
-                    ) from error
-                except (RayActorError, TaskCancelledError) as error:
+                    answers[index] = self._await(ref, f"{index} of {len(replicas)}", method.__name__, limit_s)
+                except ObjectLostError:  # its node died after it had answered; asked again, it is found dead
+                    log.warning("the answer of %s %d was lost; asking again", self._fleet, index)
+                except (*DEATHS, TaskCancelledError) as error:
                     if self._closed:
                         raise PoolClosed(f"the {self._fleet}s were told to end") from error
-                    if not isinstance(error, RayActorError):
+                    if isinstance(error, TaskCancelledError):
                         raise
-                    if error.actor_init_failed:  # it would fail again
+                    if isinstance(error, RayActorError) and error.actor_init_failed:  # it would fail again
                         cause = str(error).strip().splitlines()[-1].strip()
                         raise PoolExhausted(f"{self._fleet} {index} could not start: {cause}") from error
                     dead[index] = replicas[index]
@@ -99,18 +100,21 @@ class Pool:
         for replica in self.replicas:
             ray.kill(replica)
 
-    def replace(self, *indices: int) -> None:
-        """Spawn new replicas at `indices` and bring the pool up to date."""
-        self._replace({index: self.replicas[index] for index in indices})
+    def replace(self, replicas: Collection[ActorHandle[Any]]) -> None:
+        """Spawn new ones for those of `replicas` that no other thread has replaced meanwhile; bring the pool up to date."""
+        left = {index: replica for index, replica in enumerate(list(self.replicas)) if replica in replicas}
+        self._replace(left, counted=len(left) < len(replicas))
 
-    def _replace(self, dead: Mapping[int, ActorHandle[Any]]) -> None:
+    def _replace(self, dead: Mapping[int, ActorHandle[Any]], *, counted: bool = False) -> None:
+        """`counted`: another thread has seen the same event, and counted it."""
         with self._lock:
             still = [index for index, replica in dead.items() if self.replicas[index] is replica]
-            if still and self._restarts_left == 0:
+            counts = not counted and len(still) == len(dead) > 0  # one event may take many along
+            if counts and self._restarts_left == 0:
                 raise PoolExhausted(
                     f"{self._fleet} {still[0]} died and no restart is left ({self.deaths} replaced so far)"
                 )
-            self._restarts_left -= bool(still)  # one per event, however many replicas it takes along
+            self._restarts_left -= counts
             for index in still:
                 self.deaths += 1
                 log.warning("%s %d died; starting another (%d restarts left)", self._fleet, index, self._restarts_left)
@@ -124,9 +128,17 @@ class Pool:
         for ref in list(self._asked):
             ray.cancel(ref)
 
-    def replace_all(self) -> None:
-        """Spawn every replica anew."""
-        self.replace(*range(len(self.replicas)))
+    def _await(self, ref: Any, which: str, call: str, limit_s: float | None) -> Any:
+        for words in itertools.count(1):
+            try:
+                return ray.get(ref, timeout=_SECONDS_TO_A_WORD if limit_s is None else limit_s)
+            except GetTimeoutError as error:
+                if limit_s is not None:
+                    raise ReplicaSilent(f"{self._fleet} {which} does not answer {call}") from error
+                minutes = words * _SECONDS_TO_A_WORD / 60
+                log.warning(
+                    "%s %s has not answered %s for %.0f minutes; still waiting", self._fleet, which, call, minutes
+                )
 
     @staticmethod
     def _ask(replica: ActorHandle[Any], method: Callable[..., Any], share: tuple[Any, ...]) -> Any:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from cluster.placement import Placement
+from cluster.pool import DEATHS
 
 R = TypeVar("R")
 _SECONDS_TO_DIE = 5.0  # within which Ray tells the death that made a peer's collective fail
@@ -167,28 +168,29 @@ class WorkerGroup:
         for rank, (ref, answer) in enumerate(zip(refs, asked, strict=True)):
             try:
                 what = "had ended it" if ref in ended else f"was {ray.get(answer, timeout=0)}"
-            except (GetTimeoutError, RayActorError):
+            except (GetTimeoutError, *DEATHS):
                 what = "does not answer at all (stopped, or its node is)"
             said.append(f"rank {rank} of {len(refs)} {what}")
         return said
 
     def _wait(self, refs: list[Any], limit_s: float | None = None) -> list[Any]:
         pending, deadline = list(refs), None if limit_s is None else time.monotonic() + limit_s
+        answers: dict[Any, Any] = {}
         while pending:  # one by one as they end: the first failure counts, while the other ranks hang in a collective
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
             if not done:
                 raise TimeoutError
             try:
-                ray.get(done)
+                answers[done[0]] = ray.get(done[0])
             except RayTaskError as error:  # a peer of a dead rank may fail first: the death is the cause to tell
                 dead = self._dead_rank(refs, pending)
                 if dead is None:
                     raise
                 raise dead from error
-            except RayActorError as error:
+            except (*DEATHS, ObjectLostError) as error:  # the second: its node died after it had answered
                 raise self._died(refs.index(done[0]), len(refs), error) from error
-        return ray.get(refs)
+        return [answers[ref] for ref in refs]
 
     def _dead_rank(self, refs: list[Any], pending: list[Any]) -> WorkerDied | None:
         ended, _ = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_TO_DIE) if pending else ([], [])
@@ -197,16 +199,19 @@ class WorkerGroup:
                 ray.get(ref)
             except RayTaskError:
                 continue
-            except RayActorError as error:
+            except DEATHS as error:
                 return self._died(refs.index(ref), len(refs), error)
         return None
 
-    def _died(self, rank: int, ranks: int, error: RayActorError) -> WorkerDied:
+    def _died(self, rank: int, ranks: int, error: Exception) -> WorkerDied:
         return WorkerDied(
             f"{self._fleet} rank {rank} of {ranks} died ({_cause(error)}); the run ends here: "
             "the same command resumes from the last checkpoint"
         )
 
 
-def _cause(error: RayActorError) -> str:
-    return next((line.strip() for line in str(error).splitlines() if "worker" in line or "SIG" in line), str(error))
+def _cause(error: Exception) -> str:
+    if isinstance(error, ObjectLostError):
+        return "its node died with its answer"
+    lines = str(error).strip().splitlines()
+    return next((line.strip() for line in lines if "worker" in line or "SIG" in line), lines[0])

@@ -204,14 +204,15 @@ class LearnerFleet:
 
     def _send(self, engine: RolloutFleet, version: int) -> dict[str, float]:
         """Metrics of the publish; none where an engine died on the way: all are replaced, which `republish` brings up to date."""
-        client = engine.client()
-        connect = self._connected != client.engines
         limit_s = self._recipe.publish.timeout_s
         with self._naming_who_hangs(engine):
+            # loading a large model is not the publish's time; one that died in its sleep could not be replaced amid CUDA IPC
+            if engine.shares_devices or self._connected != engine.client().engines:
+                engine.ready()
             if engine.shares_devices:
                 self._make_room()
-            if connect:
-                engine.ready()  # loading a large model is not the publish's time
+            client = engine.client()
+            connect = self._connected != client.engines
             try:
                 metrics = self._group.rank0_within(
                     limit_s + _SECONDS_TO_TELL, PpoLearner.doing, PpoLearner.publish, client, version, connect
@@ -219,7 +220,7 @@ class LearnerFleet:
             except RayTaskError as error:
                 if not isinstance(error.cause, EngineLost):
                     raise
-                engine.restart()
+                engine.restart(client)
                 return {}
         self._connected = client.engines
         return metrics

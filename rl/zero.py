@@ -75,7 +75,12 @@ class ZeroEngine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)  # type: ignore[arg-type]
 
     def __call__(self, *args: Any) -> Any:
-        return self.engine(*args)
+        answer = self.engine(*args)
+        if self._stage == 3 and not torch.is_grad_enabled():
+            # behind a forward pass DeepSpeed may have begun to gather for a backward pass that does not come: such parameters
+            # have no elements yet, and whoever streams or saves them next would take them for whole
+            self.optimizer.parameter_offload.get_param_coordinator()._clean_inflight_param_registry()
+        return answer
 
     def backward(self, loss: Tensor, lrs: Mapping[str, float], *, last: bool) -> None:
         """Add the gradients of a share of the global loss; after the `last` share update, at rates `lrs`."""
@@ -230,6 +235,7 @@ def _group_of(name: str) -> str:
 
 
 def _gathered(parameters: Sequence[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[None]:
+    assert all(getattr(p, "ds_status", None) != ZeroParamStatus.INFLIGHT for p in parameters)
     sharded = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
 

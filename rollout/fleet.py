@@ -10,10 +10,9 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from cluster.placement import NO_DEVICES, Placement, has_gpus
-from cluster.pool import Pool, ReplicaSilent
+from cluster.pool import DEATHS, Pool, ReplicaSilent
 from rollout.engine_config import EngineSpec, RolloutConfig
 from rollout.sharing import Sharing
 from rollout.types import Prompt, Rollout, Sampling
@@ -109,7 +108,7 @@ class EngineClient:
                 done += more
             try:
                 ray.get(done)
-            except RayActorError as error:
+            except DEATHS as error:
                 raise EngineLost(f"a rollout engine died while it received weights: {error}") from error
 
 
@@ -162,9 +161,9 @@ class RolloutFleet:
         """How a replacement gets the current weights."""
         self._pool.revive = publish
 
-    def restart(self) -> None:
-        """Replace every engine: one that was in the middle of an update is of no use any more."""
-        self._pool.replace_all()
+    def restart(self, client: EngineClient) -> None:
+        """Replace every engine of `client`: one that was in the middle of an update is of no use any more."""
+        self._pool.replace(client.engines)
 
     def close(self) -> None:
         """Give up what is being generated, and replace no engine any more."""

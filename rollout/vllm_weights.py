@@ -27,6 +27,7 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from cluster.pool import ReplicaSilent
 from rollout.weight_stream import (
     CHUNK_BYTES,
     EngineSyncClient,
@@ -127,26 +128,28 @@ class StreamSource(WeightSource):
 
     def __init__(self, stream: WeightStream) -> None:
         self._stream = stream
-        self._groups: Iterator[WeightGroup] | None = None  # of the pass under way
+        self._groups: Iterator[WeightGroup] = iter(())  # what is left of this publish's pass
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(spec.name, spec.dtype, spec.shape) for spec in self._stream.specs()]
 
+    def begin(self) -> None:
+        """A pass is to be made, and nothing of it is yet."""
+        self._groups = iter(self._stream)
+
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """One pass. vLLM packs on two CUDA streams in turn, and a group may be made on one and read on the other: what is
         yielded is finished, and what is dropped has been read."""
-        self._groups = iter(self._stream)
+        self.begin()
         for group in self._groups:
             _finish_device_work()
             yield from group.tensors
             _finish_device_work()
-        self._groups = None
 
     def drain(self) -> None:
-        """Make the pass to its end, from where it stands or from the beginning: the other ranks gather until then."""
-        for _ in self._groups or iter(self._stream):
+        """Make what is left of the pass: the other ranks gather until its end."""
+        for _ in self._groups:
             pass
-        self._groups = None
 
 
 def _finish_device_work() -> None:
@@ -185,15 +188,18 @@ def cuda_publish(
 ) -> None:
     """Send every weight as policy `version`. Called on every rank.
 
-    Where an engine fails before the broadcast, rank 0 still makes its pass over the stream, since the other ranks do; then it
-    raises. By IPC ranks also meet in vLLM's own collectives, which nobody can make for it: there the failure is fatal
-    (RuntimeError).
+    Where an engine fails, rank 0 still makes the rest of its pass over the stream, since the other ranks do; then it raises. By
+    IPC ranks also meet in vLLM's own collectives, which nobody can make for it: there the failure is fatal (RuntimeError), and
+    silence (ReplicaSilent) is told as such.
     """
     trainer.client = client.at(version)
     source = trainer.source
     assert isinstance(source, StreamSource)
+    source.begin()
     try:
         trainer.send_weights()
+    except ReplicaSilent:  # whoever hangs is ended, and with it the ranks that wait
+        raise
     except Exception as error:
         if backend == "ipc":
             raise RuntimeError(

@@ -186,8 +186,59 @@ def test_what_a_replica_raises_is_no_death(make_pool: MakePool, tmp_path: Path) 
 def test_one_death_costs_one_restart(make_pool: MakePool) -> None:
     """A fleet that is renewed as a whole since one replica died in a publish has had one death, however large it is."""
     pool = make_pool(3, restarts=1)
-    pool.replace_all()
+    pool.replace(list(pool.replicas))
     assert [index for index, _ in pool.everyone(Replica.where)] == [0, 1, 2]
+
+
+def test_who_was_replaced_meanwhile_is_left_alone_and_counted_once(make_pool: MakePool) -> None:
+    """One thread has replaced the dead engine when another, which sent it weights, gives all of them up: the newcomer stays."""
+    pool = make_pool(3, restarts=1)
+    before, pids = list(pool.replicas), [pid for _, pid in pool.everyone(Replica.where)]
+    os.kill(pids[0], signal.SIGKILL)
+    newcomer = pool.map(Replica.double, [([1],)])[0][1]
+    pool.replace(before)
+    after = [pid for _, pid in pool.everyone(Replica.where)]
+    assert after[0] == newcomer and not set(after[1:]) & set(pids)
+
+
+OUT_OF_MEMORY = """
+import logging, ray
+from cluster.pool import Pool, PoolExhausted
+
+class Holder:
+    def hold(self):
+        import time
+        time.sleep(60)
+
+logging.basicConfig()
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+remote = ray.remote(Holder).options(num_cpus=0)
+pool = Pool("test engine", 1, lambda index: remote.remote(), restarts=1)
+try:
+    pool.map(Holder.hold, [()])
+except PoolExhausted as error:
+    print("ENDED", error)
+"""
+
+
+def test_whom_rays_memory_monitor_ends_has_died() -> None:
+    """With the threshold at next to nothing it ends every actor: each is replaced until no restart is left."""
+    limits = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | limits
+    answer = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert "ENDED test engine 0 died and no restart is left (1 replaced so far)" in answer.stdout, answer.stderr
+    assert "starting another" in answer.stderr
+
+
+def test_a_long_wait_is_told(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Who has no time limit is waited for, and every while a line says for whom, for what and how long."""
+    pool = make_pool(2)
+    pool.everyone(Replica.where)
+    monkeypatch.setattr("cluster.pool._SECONDS_TO_A_WORD", 0.6)
+    assert pool.map(Replica.double, [([1], 0.0), ([2], 1.5)])[1][0] == [4]
+    assert "test engine 1 of 2 has not answered double for 0 minutes; still waiting" in caplog.messages
 
 
 def test_two_threads_that_lose_a_replica_replace_it_once(make_pool: MakePool) -> None:

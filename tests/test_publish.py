@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.placement import Placement, connect, has_gpus
+from cluster.pool import ReplicaSilent
 from rl.config import LoraConfig, ModelConfig, PpoRecipe, PublishConfig, Shape, TinyConfig
 from rl.fleet import LearnerFleet, PublishHung
 from rl.intake import check_publish
@@ -146,10 +147,11 @@ def test_what_is_sent_follows_from_what_trains() -> None:
         PpoRecipe(model=ModelConfig(tuning="lora", lora=lora), publish=PublishConfig(what="adapter"))
 
 
-@pytest.mark.parametrize("fails_behind", [0, 3])
+@pytest.mark.parametrize("fails_behind", [0, 3, 10_000])
 def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None:
-    """Where vLLM's trainer gives up before its first tensor, or in the middle, rank 0 still makes one whole pass over the
-    stream, since the other ranks do; through shared device memory the failure ends the run."""
+    """Where vLLM's trainer gives up before its first tensor, in the middle or behind the last, rank 0 still makes one whole pass
+    over the stream, since the other ranks do, and no second; through shared device memory the failure ends the run. Silence stays
+    silence by either way."""
     from rollout.vllm_weights import StreamSource, cuda_publish
 
     policy, _ = perturbed_policy("mistral")
@@ -160,12 +162,13 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
         """vLLM's trainer, whose engine dies."""
 
         source = StreamSource(noted)
+        error: Exception = EngineLost("a rollout engine died")
 
         def send_weights(self) -> None:
             for count, _ in enumerate(self.source if fails_behind else ()):
                 if count == fails_behind:
                     break
-            raise EngineLost("a rollout engine died")
+            raise self.error
 
     class Anyone:
         def at(self, version: int) -> Anyone:
@@ -177,6 +180,10 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
     assert noted.passed == whole
     with pytest.raises(RuntimeError, match="resumes from the last checkpoint"):
         cuda_publish("ipc", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
+    GivesUp.error = ReplicaSilent("rollout engine 0 of 1 does not answer new weights")
+    for way in ("nccl", "ipc"):
+        with pytest.raises(ReplicaSilent):
+            cuda_publish(way, GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
 
 
 def test_an_adapter_that_the_engines_cannot_apply_is_refused_at_the_start(tmp_path: Path) -> None:
