@@ -258,6 +258,11 @@ class PpoRecipe:
                 f"prompts.per_step x sampling.n = {rows} replies must divide by ppo.minibatches x learner.ranks = {parts}; "
                 f"set prompts.per_step to a multiple of {parts}"
             )
+        if self.ppo.kl_target is not None and rows >= 5 * self.ppo.kl_horizon:
+            raise ValueError(
+                f"ppo.kl_horizon must exceed a fifth of the {rows} replies of a step, is {self.ppo.kl_horizon}: one step below "
+                f"ppo.kl_target would turn the penalty into a reward; set ppo.kl_horizon = {10 * rows}"
+            )
         require_master_weights(self.model.dtype, self.learner.zero_stage)
         require_layout(self.placement, self.rollout, self.learner.ranks, self.learner.gpus)
         if self.publish.what in ("adapter", "merged") and self.model.tuning != "lora":

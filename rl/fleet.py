@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,11 +140,7 @@ class LearnerFleet:
         """
         self._version, self._moved = self._version + 1, False
         metrics = self._send(engine, self._version)
-        if engine.shares_devices:
-            self._make_room()
-        gap = self.gap(engine)
-        if not gap <= self.tolerance:
-            raise PublishMismatch(self.explain(engine, gap, self.tolerance))
+        gap = self._proved(engine)
         return {**metrics, "publish/logprob_gap": gap, "publish/tolerance": self.tolerance, **engine.rest_seconds()}
 
     @one_at_a_time
@@ -152,6 +149,15 @@ class LearnerFleet:
         one that is published next."""
         if self._version >= 0:
             self._send(engine, self._version + self._moved)
+            self._proved(engine)
+
+    def _proved(self, engine: RolloutFleet) -> float:
+        if engine.shares_devices:
+            self._make_room()
+        gap = self.gap(engine)
+        if not gap <= self.tolerance:
+            raise PublishMismatch(self.explain(engine, gap, self.tolerance))
+        return gap
 
     @one_at_a_time
     def log_probs(self, sequences: Sequence[Probe]) -> list[list[float]]:
@@ -166,26 +172,23 @@ class LearnerFleet:
         """Difference, in nats, between the engines' and the learner's log-probs of the probes' tokens.
 
         The largest in float32; where it is over the tolerance, without probes in which a router finds two experts as good as
-        equal, as long as one is left: there rounding may send a token another way, while wrong weights are wrong in all probes. The
-        mean in bfloat16: two kernels round single tokens far apart, wrong weights all of them.
+        equal, as long as one is left: there rounding may send a token another way, while wrong weights are wrong in all probes. In
+        bfloat16 the mean of the engine with the largest: kernels round single tokens far apart, wrong weights all of an engine's.
         """
         limit_s = self._recipe.publish.timeout_s
         ask_learner = self._group.start(limit_s, PpoLearner.doing, PpoLearner.probe, self._probes)
         with self._naming_who_hangs(engine):
             theirs = engine.every_logprobs(self._probes, limit_s=limit_s)  # meanwhile the learner computes too
             ours = ask_learner()
-        gaps_of = [
-            [
-                abs(a - b) if a == a and b == b else float("inf")
-                for answer in theirs
-                for a, b in zip(answer[k], own, strict=True)
-            ]
-            for k, own in enumerate(ours)
-        ]  # by probe, over its tokens and all engines
+        gaps = [
+            [[abs(a - b) if a == a and b == b else float("inf") for a, b in zip(probe, own, strict=True)]
+             for probe, own in zip(answer, ours, strict=True)]
+            for answer in theirs
+        ]  # by engine, probe and token  # fmt: skip
         if self._recipe.model.dtype != "float32":
-            gaps = [gap for of_probe in gaps_of for gap in of_probe]
-            return sum(gaps) / max(len(gaps), 1)
-        largest = [max(of_probe, default=0.0) for of_probe in gaps_of]
+            tokens = max(sum(map(len, ours)), 1)
+            return max(sum(itertools.chain(*of_engine)) / tokens for of_engine in gaps)
+        largest = [max(itertools.chain(*of_probe), default=0.0) for of_probe in zip(*gaps, strict=True)]
         if not max(largest) <= self.tolerance:
             margins = self._group.rank0_within(limit_s, PpoLearner.doing, PpoLearner.router_margins, self._probes)
             largest = [gap for gap, margin in zip(largest, margins, strict=True) if margin > _TIE] or largest

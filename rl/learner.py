@@ -225,7 +225,7 @@ class PpoLearner:
                 stats.logprobs_RV, before_RV, part.place(experience.advantages_BT), mask_RV, weights_RV * shares_RV,
                 tokens=tokens, clip_low=ppo.clip_low, clip_high=ppo.clip_high, dual_clip=ppo.dual_clip,
             )  # fmt: skip
-            entropy = entropy_bonus(stats.entropy_RV, mask_RV, tokens=tokens)
+            entropy = entropy_bonus(stats.entropy_RV, mask_RV * (weights_RV > 0), tokens=tokens)
             loss = policy.loss - ppo.entropy_coef * entropy
             none = loss.new_zeros(())
             balance, kl, value = none, none, ValueLoss(none, none)
@@ -235,7 +235,7 @@ class PpoLearner:
             if ppo.kl_in_loss:
                 reference_RV = part.place(experience.reference_logprobs_BT)
                 kl_RV = kl_penalty(stats.logprobs_RV, reference_RV, mask_RV, kind=ppo.kl_kind)
-                kl = (shares_RV * kl_RV).sum() / tokens
+                kl = (weights_RV * shares_RV * kl_RV).sum() / tokens
                 loss = loss + self._kl.coef * kl
             self._backward(loss, rates, last=last and not ppo.has_critic)
             if ppo.has_critic:

@@ -23,7 +23,9 @@ from rl.config import LearnerConfig, LoraConfig, ModelConfig
 from rl.policy import ActorCritic, Role, Rows
 
 shape, tuning, real_layer = sys.argv[1], sys.argv[2], float(sys.argv[3])
-sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=16, num_attention_heads=2, num_key_value_heads=1, vocab_size=64)
+sizes = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=16, num_attention_heads=2, num_key_value_heads=1, vocab_size=64
+)
 
 def load(*_):
     from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -71,7 +73,14 @@ def test_what_follows_a_forward_pass_finds_every_parameter_whole(shape: str, tun
     """Without a critic DeepSpeed knows the order of a whole update by heart; behind a forward pass alone it begins to gather for a
     backward pass that does not come. A checkpoint or a publish right then must not take such parameters, without elements, for
     whole ones."""
-    own = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM, shape, tuning, str(real_layer)],
         cwd=Path(__file__).parents[1], env={**os.environ, **own}, capture_output=True, text=True, timeout=300,

@@ -161,6 +161,24 @@ def test_without_a_critic_updates_are_those_of_the_plain_loss(
     assert ("policy/kl_loss" in metrics) == (estimator in ("grpo", "dr_grpo"))
 
 
+def test_tokens_too_far_from_the_engine_pull_nowhere(model: Path, tmp_path: Path) -> None:
+    """Off the importance mask a token trains nothing: neither its advantage nor its distance from the reference, which is largest
+    just there, nor its entropy."""
+    recipe = quick_recipe(
+        model, tmp_path, ppo__estimator="grpo", ppo__epochs=1, ppo__minibatches=1, ppo__policy_lr=1e-2, ppo__entropy_coef=0.1,
+        ppo__balance_coef=0.0, ppo__importance_mask=(0.5, 5.0), ppo__lr_warmup=0,
+    )  # fmt: skip
+    fleet, batch = fleet_of(recipe, tmp_path), some_batch(n=2)
+    truth = fleet.annotate(batch).reference_logprobs_BT  # the engine's word, before the policy moves
+    near = replace(batch, sampled_logprobs_BT=torch.where(batch.mask_BT, truth, 0))
+    moved = fleet.update(fleet.annotate(near)).metrics
+    assert moved["policy/grad_norm"] > 0 and moved["rollout/importance_masked"] == 0
+    far = replace(near, sampled_logprobs_BT=near.sampled_logprobs_BT + 9)
+    still = fleet.update(fleet.annotate(far)).metrics
+    assert still["rollout/importance_masked"] == 1
+    assert still["policy/grad_norm"] == still["policy/kl_loss"] == 0
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "dr_grpo"])
 def test_the_only_update_of_a_step_says_what_was_before_it(model: Path, tmp_path: Path, estimator: Estimator) -> None:
     """Where the step's one update takes the log-probs before it, importance weights and experts' shares from its own forward pass

@@ -1,4 +1,4 @@
-"""Real clusters of two nodes, one of which is killed: the replica on it goes to another node, or the run says that none has room."""
+"""Real clusters of two nodes, one of which is killed: what was on it moves to another, or it is said that none has room."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_no_room_is_said(cluster: Cluster) -> None:
     filler = Placement([Claim("other", 1, 1.0)])
     (away,) = (node for node in pool.everyone(Here.node) if node != head)
     lose(cluster, away)
-    with pytest.raises(NodeLost, match=r"no other has room for test engine [01] \(1 CPU, 0 GPU\) after 3 s; the cluster has 2 CPU"):
+    with pytest.raises(
+        NodeLost, match=r"no other has room for test engine [01] \(1 CPU, 0 GPU\) after 3 s; the cluster has 2 CPU"
+    ):
         for _ in range(600):  # an actor may outlive its node for a moment
             pool.everyone(Here.node)
             time.sleep(0.1)

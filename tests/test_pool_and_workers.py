@@ -232,7 +232,9 @@ def test_whom_rays_memory_monitor_ends_has_died() -> None:
     assert "starting another" in answer.stderr
 
 
-def test_a_long_wait_is_told(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_told(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who has no time limit is waited for, and every while a line says for whom, for what and how long."""
     pool = make_pool(2)
     pool.everyone(Replica.where)

@@ -45,6 +45,7 @@ class ToyRecipe:
     rate: float = 0.01
     ranks: int = 0
     pause: float = 0.0
+    together: int = 1  # trials that wait for each other before their first step: they may begin seconds apart
     fault: Literal["", "die", "raise", "bad", "diverge", "sparse"] = ""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -79,6 +80,8 @@ def run_toy(recipe: ToyRecipe) -> Path:
         first = checkpoints.restore(learner)
         tracker = Trackers([JsonlTracker(directory, first), TuneTracker()])
         note(recipe, "began", first=first, weight=learner.weight)
+        while len({line.partition(",")[0] for line in journal(recipe).read_text().splitlines()}) < recipe.together:
+            time.sleep(0.05)
         for step in range(first, recipe.steps):
             time.sleep(recipe.pause)
             if step == 3:
@@ -113,8 +116,12 @@ def note(recipe: ToyRecipe, what: str, **details: Any) -> None:
     node = ray.get_runtime_context().get_node_id()
     bundles = ray.util.get_current_placement_group().bundle_specs
     line = json.dumps({"trial": recipe.name, "what": what, "node": node, "bundles": bundles, **details}) + "\n"
-    with (recipe.directory.parents[1] / "journal").open("a") as file:
+    with journal(recipe).open("a") as file:
         file.write(line)
+
+
+def journal(recipe: ToyRecipe) -> Path:
+    return recipe.directory.parents[1] / "journal"
 
 
 def toy_claims(recipe: ToyRecipe) -> list[Claim]:
@@ -271,7 +278,7 @@ def test_pbt_takes_over_from_the_better(sweeps: Sweeps) -> None:
         'mode = "max"\nsearch = "random"\nscheduler = "pbt"\nsamples = 2\nseed = 3\n[pbt]\nperturbation_interval = 4\n'
         "quantile_fraction = 0.5\nresample_probability = 0.0\n[space]\nrate = { uniform = [0.01, 1.0] }\n"
     )
-    code, rows = sweeps.run("pbt", text, "--steps", "12", "--pause", "0.5", metric="toy/weight")
+    code, rows = sweeps.run("pbt", text, "--steps", "16", "--pause", "0.5", "--together", "2", metric="toy/weight")
     assert code == 0 and [row["state"] for row in rows] == ["finished", "finished"]
     began = [entry for entry in sweeps.journal("pbt") if entry["what"] == "began"]
     taken = [entry for entry in began if entry["first"] > 0]
@@ -360,20 +367,18 @@ def test_an_interrupted_search_leaves_its_tables(sweeps: Sweeps) -> None:
 def test_a_lost_node_loses_no_trial(sweeps: Sweeps, cluster: Cluster) -> None:
     """Trials lie on all three nodes; one node is taken away in the middle: every trial ends, once."""
     text = "driver_cpus = 1.0\nmax_failures = 3\n[space]\nrate = [0.01, 0.02, 0.03, 0.04, 0.05]\n"
-    words = sweeps.words("nodes", text, "--pause", "0.4", "--steps", "30")
+    words = sweeps.words("nodes", text, "--pause", "0.4", "--steps", "20", "--together", "4")
     doomed = cluster.list_all_nodes()[-1]
 
     def well_begun() -> bool:
-        """Whether a trial on the doomed node is past a checkpoint, and every node has one: they may begin seconds apart."""
-        journal = sweeps.journal("nodes")
-        there = [entry["trial"] for entry in journal if entry["node"] == doomed.node_id]
-        past = any(len(read_metrics(sweeps.folder / "nodes/trials" / trial / METRICS_FILE)) >= 3 for trial in there)
-        return past and len({entry["node"] for entry in journal}) == 3
+        """Whether a trial on the doomed node is past a checkpoint."""
+        there = [entry["trial"] for entry in sweeps.journal("nodes") if entry["node"] == doomed.node_id]
+        return any(len(read_metrics(sweeps.folder / "nodes/trials" / trial / METRICS_FILE)) >= 3 for trial in there)
 
     with ThreadPoolExecutor() as pool:
         code = pool.submit(sweep, words)
         wait_for(lambda: well_begun() or code.done())
-        assert well_begun()
+        assert len({entry["node"] for entry in sweeps.journal("nodes")}) == 3
         cluster.remove_node(doomed, allow_graceful=False)
         assert code.result(timeout=300) == 0
     rows = sweeps.table("nodes")
