@@ -10,7 +10,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -41,7 +41,8 @@ class Claim:
     """`count` actors of one fleet, each with `cpus` and `gpus`. A bundle lies on one node, and so do all who sit in it.
 
     `together` actors share a bundle. With `beside`, actor i sits in bundle i of that other fleet, and claims no GPU: it uses
-    those of the actors there. A fleet may make several claims; its actors are numbered through them.
+    those of the actors there. A fleet may make several claims; its actors are numbered through them. All that are `near` sit in
+    one bundle where a node has room for them.
     """
 
     fleet: str
@@ -50,6 +51,7 @@ class Claim:
     gpus: float = 0.0
     together: int = 1
     beside: str = ""
+    near: bool = False
 
     def __post_init__(self) -> None:
         assert self.count % self.together == 0 and not (self.beside and self.gpus)
@@ -120,12 +122,14 @@ class Placement:
     """
 
     def __init__(self, claims: Sequence[Claim], *, wait_s: float = 60.0, strategy: str = "PACK") -> None:
-        self._claims = tuple(claims)
-        self._wait_s = wait_s
+        self._claims, self._wait_s = tuple(claims), wait_s
         current = ray.util.get_current_placement_group()
         self._owned = current is None
         self._offset = 0 if self._owned else 1
-        self._group: PlacementGroup = current or _reserve(self._claims, wait_s, strategy)
+        if current is not None:
+            self._group: PlacementGroup = current
+        else:
+            self._claims, self._group = _reserve(self._claims, wait_s, strategy)
 
     def options(self, fleet: str, index: int) -> dict[str, Any]:
         """Ray actor options for actor `index` of `fleet`: its bundle and what it holds.
@@ -150,6 +154,11 @@ class Placement:
                 placement_group_capture_child_tasks=True,
             ),
         }
+
+    def node(self, fleet: str, index: int) -> str:
+        """Ray's id of the node that actor `index` of `fleet` has its room on."""
+        nodes = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return str(nodes[self._offset + seat(self._claims, fleet, index)[1]])
 
     def release(self) -> None:
         """Give the room back (a trial's group belongs to the trial), unless the cluster no longer answers."""
@@ -216,18 +225,27 @@ def _side_by_side(wanted: Sequence[Mapping[str, float]], nodes: Sequence[Mapping
     return True
 
 
-def _reserve(claims: Sequence[Claim], wait_s: float, strategy: str) -> PlacementGroup:
+def gathered(claims: Sequence[Claim], nodes: Sequence[Mapping[str, float]]) -> tuple[Claim, ...]:
+    """`claims` with one bundle for all that are near, if idle `nodes` have room for that."""
+    together = tuple(replace(claim, together=claim.count) if claim.near else claim for claim in claims)
+    wanted = bundles(together)
+    fits = all(any(_fits(bundle, node) for node in nodes) for bundle in wanted) and _side_by_side(wanted, nodes)
+    return together if fits else tuple(claims)
+
+
+def _reserve(claims: tuple[Claim, ...], wait_s: float, strategy: str) -> tuple[tuple[Claim, ...], PlacementGroup]:
     require_room(claims)
-    group = placement_group(bundles(claims), strategy=strategy)
-    if not group.wait(wait_s):
-        free = ray.available_resources()
+    ways = dict.fromkeys((gathered(claims, _nodes()), claims))  # other jobs may leave room for the second alone
+    for way in ways:
+        group = placement_group(bundles(way), strategy=strategy)
+        if group.wait(wait_s / len(ways)):
+            return way, group
         remove_placement_group(group)
-        asked, there = _asked_and_there(claims)
-        raise ClusterTooSmall(
-            f"no room after {wait_s:g} s: the recipe asks {asked}; free now {free.get('CPU', 0):g} CPU, "
-            f"{free.get('GPU', 0):g} GPU of {there}; wait for other jobs to end, or {_REMEDY}"
-        )
-    return group
+    free, (asked, there) = ray.available_resources(), _asked_and_there(claims)
+    raise ClusterTooSmall(
+        f"no room after {wait_s:g} s: the recipe asks {asked}; free now {free.get('CPU', 0):g} CPU, "
+        f"{free.get('GPU', 0):g} GPU of {there}; wait for other jobs to end, or {_REMEDY}"
+    )
 
 
 def _nodes() -> list[Mapping[str, float]]:

@@ -8,10 +8,11 @@ from typing import Literal
 
 from cluster.settings import require_at_least
 from rewards.config import RewardsConfig
-from rl.placement_config import PlacementConfig, require_layout
+from rl.placement_config import PlacementConfig, near_engines, require_layout
 from rl.ppo_config import PpoConfig
 from rollout.config import CorpusConfig, PromptsConfig, SamplingConfig
 from rollout.engine_config import RolloutConfig
+from rollout.sharing import SleepLevel
 
 Shape = Literal["mixtral", "mistral", "gpt2"]
 PublishedPart = Literal["adapter", "merged", "full"]
@@ -243,6 +244,14 @@ class PpoRecipe:
     def longest(self) -> tuple[str, int]:
         """What says how many tokens the model must read, and their number."""
         return "rollout.max_model_len", self.rollout.max_model_len
+
+    @property
+    def sleep_level(self) -> SleepLevel:
+        """How engines on the learner's devices sleep: weights may be dropped only where a publish brings every one of them."""
+        near = near_engines(self.placement.mode, self.rollout, self.learner.ranks)
+        if not near or not self.placement.sleep:
+            return 0
+        return 2 if self.publish.part(self.model.tuning) == "full" else 1
 
     @property
     def directory(self) -> Path:

@@ -66,7 +66,7 @@ def with_model(recipe: Recipe, corpus: Corpus, directory: Path) -> Recipe:
             corpus,
             directory / "model",
             seed=recipe.seed,
-            threads=os.cpu_count() or 1,
+            threads=len(os.sched_getaffinity(0)),
             say=lambda line: print(line, end="", flush=True),
         )
     if folder is None:

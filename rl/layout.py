@@ -11,21 +11,22 @@ With `learner.ranks = 4` and `rollout.tensor_parallel = 2` (E an engine's device
 
 An engine's devices are always one bundle, so on one node. Shared devices are claimed by the ranks: the bundle of a
 tensor-parallel group holds its ranks, and the engine beside them, which claims no GPU and is shown theirs. Ranks are
-numbered node by node. On nodes without GPUs all fleets share the cores, and weights go through shared memory.
+numbered node by node; those on devices of their own lie on one node where one has room for all. On nodes without GPUs all
+fleets share the cores, and weights go through shared memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.placement import Claim
+from cluster.placement import Claim, Placement
 from cluster.workers import Place
 from rewards.fleet import FLEET as REWARDS
 from rl.config import PpoRecipe
 from rl.fleet import FLEET as LEARNER
 from rl.placement_config import near_engines
 from rollout.fleet import FLEET as ROLLOUT
-from rollout.sharing import Sharing, SleepLevel
+from rollout.sharing import Sharing
 
 
 def claims(recipe: PpoRecipe, *, on_gpu: bool) -> list[Claim]:
@@ -40,7 +41,14 @@ def claims(recipe: PpoRecipe, *, on_gpu: bool) -> list[Claim]:
     return [
         *([Claim(ROLLOUT, near, rollout.cpus, beside=LEARNER)] if near else []),
         *([Claim(ROLLOUT, far, rollout.cpus, width if on_gpu else 0)] if far else []),
-        Claim(LEARNER, learner.ranks, learner.cpus, learner.gpus if on_gpu else 0, together=width if near else 1),
+        Claim(
+            LEARNER,
+            learner.ranks,
+            learner.cpus,
+            learner.gpus if on_gpu else 0,
+            together=width if near else 1,
+            near=on_gpu and not near,  # ZeRO-3 gathers every weight several times a step
+        ),
         Claim(REWARDS, recipe.rewards.actors, recipe.rewards.cpus, 0),
     ]
 
@@ -55,19 +63,32 @@ def sharing(recipe: PpoRecipe, places: Sequence[Place]) -> Sharing:
     width, config = recipe.rollout.tensor_parallel, recipe.placement
     seats = [places[engine * width : (engine + 1) * width] for engine in range(near_of(recipe))]
     devices = tuple(tuple(device for place in group for device in place.devices) for group in seats)
-    return Sharing(devices, sleep_level(recipe), config.memory_utilization)
+    return Sharing(devices, recipe.sleep_level, config.memory_utilization)
 
 
-def sleep_level(recipe: PpoRecipe) -> SleepLevel:
-    """How engines on the learner's devices sleep: weights may be dropped only where a publish brings every one of them."""
-    if not near_of(recipe) or not recipe.placement.sleep:
-        return 0
-    return 2 if recipe.publish.part(recipe.model.tuning) == "full" else 1
+def require_one_host(recipe: PpoRecipe, placement: Placement, *, on_gpu: bool) -> None:
+    """Raise ValueError where weights go through a host's memory and an engine has its room on another host than rank 0."""
+    adapter = recipe.publish.part(recipe.model.tuning) == "adapter"
+    transfer = "nccl" if on_gpu and recipe.rollout.weight_transfer == "auto" else recipe.rollout.weight_transfer
+    if not adapter and transfer not in ("auto", "shared_memory"):
+        return
+    away = [i for i in range(recipe.rollout.engines) if placement.node(ROLLOUT, i) != placement.node(LEARNER, 0)]
+    if away:
+        what = "publish.what = adapter" if adapter else f"rollout.weight_transfer = {recipe.rollout.weight_transfer}"
+        remedy = (
+            "set publish.what = merged"
+            if adapter and on_gpu
+            else "lower what the fleets claim until one node holds all"
+        )
+        raise ValueError(
+            f"{what} needs every engine on the node of learner rank 0, whose memory the weights go through; engine {away[0]} is on "
+            f"another: {remedy}"
+        )
 
 
 def described(recipe: PpoRecipe, *, on_gpu: bool) -> str:
     """The layout in a line, for people."""
-    rollout, near, level = recipe.rollout, near_of(recipe), sleep_level(recipe)
+    rollout, near, level = recipe.rollout, near_of(recipe), recipe.sleep_level
     far, ranks = rollout.engines - near, recipe.learner.ranks
     if not on_gpu:
         return f"{rollout.engines} engine(s) and {ranks} learner rank(s) share the cores; weights through shared memory"

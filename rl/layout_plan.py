@@ -85,6 +85,22 @@ class LayoutPlan:
         """Whether learner and engines are on different nodes."""
         return self.layout != "colocated" and sum(use.count for use in self.uses) > self.cluster.per_node
 
+    @property
+    def ranks_together(self) -> bool:
+        """Whether one node holds every rank: on devices of their own they are given one where engines leave it to them."""
+        ranks, per_node = self.recipe.learner.ranks, self.cluster.per_node
+        if ranks > per_node or isinstance(self.recipe, SftRecipe) or self.layout != "dedicated":
+            return ranks <= per_node
+        width, engines = self.recipe.rollout.tensor_parallel, self.recipe.rollout.engines
+        return engines <= (per_node - ranks) // width + (self.cluster.nodes - 1) * (per_node // width)
+
+    @property
+    def asleep_bytes(self) -> float:
+        """Of a device, that wait in its host's memory while the learner works."""
+        if isinstance(self.recipe, SftRecipe) or self.recipe.sleep_level != 1:
+            return 0.0
+        return self.counts.policy * BYTES[self.recipe.model.dtype] / self.recipe.rollout.tensor_parallel
+
 
 def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, overheads: Overheads) -> LayoutPlan:
     """The parts of every device. Raises ValueError when the recipe's tuning finds nothing in the model."""
@@ -116,6 +132,11 @@ def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, 
             publish = {**parts, "publish staging": overheads.staging if sent else 0.0, RELOAD: sent}
             uses = (*uses, DeviceUse("engine", far, capacity, {"rollout": parts, "publish": publish}, cache))
         problems += _apart(near + far // width, width, cluster)
+        if recipe.publish.part(recipe.model.tuning) == "adapter" and ranks + far > cluster.per_node:
+            problems.append(
+                f"publish.what = adapter goes through the memory of rank 0's host, {ranks + far} devices are on several: set "
+                "publish.what = merged"
+            )
     needed = sum(use.count for use in uses)
     if needed > cluster.devices:
         problems.append(f"it takes {needed} devices, {cluster} has {cluster.devices}")

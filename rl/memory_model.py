@@ -109,7 +109,7 @@ def states(recipe: PpoRecipe | SftRecipe, counts: Counts) -> dict[str, float]:
     return {
         "weights": share((counts.held - adapters) * width, 3),
         "adapters": share(adapters * width, 3),
-        "gradients": share(counts.trained * width, 2),
+        "gradients": share(counts.trained * (4 if learner.zero_stage >= 2 else width), 2),  # they add up in float32
         "optimizer": share(counts.trained * (ADAM_BYTES if learner.zero_stage else MOMENT_BYTES), 1),
     }
 

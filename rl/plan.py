@@ -125,7 +125,12 @@ def speed(found: LayoutPlan, assumed: Assumptions) -> Iterator[str]:
             yield "step       none: no engine has room for a reply"
         else:
             phases = f"rollout {step.rollout:.0f} (waves: {step.waves}), annotate {step.annotate:.0f}, update {step.update:.0f}"
-            yield f"step       about {step.total:.0f} s: {phases}, publish {step.publish:.1f}; every row as long as it may be"
+            phases += f", publish {step.publish:.1f}" + (f", sleep and wake {step.sleep:.0f}" if step.sleep else "")
+            yield f"step       about {step.total:.0f} s: {phases}; every row as long as it may be"
+        if found.asleep_bytes:
+            devices = min(found.recipe.learner.ranks, found.cluster.per_node)
+            asleep = size(int(found.asleep_bytes * devices))
+            yield f"host       {asleep} of a node's memory, pinned, for weights that sleep"
     else:
         yield f"update     about {step.update:.1f} s; every row full"
     words = ", ".join(f"{item.name} {getattr(assumed, item.name):g}" for item in dataclasses.fields(assumed))

@@ -28,7 +28,7 @@ from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, Probe, seated
 from rl.heldout import Evaluator, Watch, check_metrics, held_out_prompts
 from rl.intake import check_input, check_publish, with_model
-from rl.layout import claims, sharing
+from rl.layout import claims, require_one_host, sharing
 from rl.loop import train
 from rl.records import (
     PROCESSES,
@@ -86,6 +86,7 @@ def run(recipe: PpoRecipe) -> Path:
         )
         placement = Placement(claims(recipe, on_gpu=has_gpus()))
         room.callback(placement.release)
+        require_one_host(recipe, placement, on_gpu=has_gpus())
         with expert_opinions(recipe, directory) as experts:
             with stage("starting engines, learner and rewards"):
                 job = Job(recipe, corpus, placement, directory, experts)

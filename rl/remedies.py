@@ -84,8 +84,12 @@ def _candidates(failed: LayoutPlan) -> Iterator[dict[str, Any]]:
         yield {"rollout.max_model_len": shortest}
     if rollout.max_concurrent > 64:
         yield {"rollout.max_concurrent": 64}
-    if rollout.memory_utilization < 0.95 and not rollout.kv_cache_gb:
+    if rollout.kv_cache_gb:
+        yield {"rollout.kv_cache_gb": 0.0}  # what the device has left
+    elif rollout.memory_utilization < 0.95:
         yield {"rollout.memory_utilization": 0.95}
+    if recipe.publish.what == "adapter":
+        yield {"publish.what": "merged"}
     if failed.layout == "dedicated":
         width = rollout.tensor_parallel
         if learner.ranks == rollout.engines * width:

@@ -18,7 +18,9 @@ class Assumptions:
     forward_share: float = 0.45  # of peak FLOP/s, in forward passes alone (annotate, prompts)
     hbm_share: float = 0.6  # of memory bandwidth, while decoding
     link_share: float = 0.7  # of link and network bandwidth, in gathers and publishes
-    host_rate: float = 4e9  # bytes per second of what goes through a host's memory: an adapter alone
+    host_rate: float = (
+        4e9  # bytes per second and device of what goes through a host's memory: adapters, weights that sleep
+    )
     decode_overhead: float = 0.003  # seconds of a decoding step beside its reads: scheduling, sampling, all-reduces
     publish_overhead: float = 0.5  # seconds of a publish beside its bytes: pauses, layer-wise reload, probe
 
@@ -33,10 +35,11 @@ class StepTime:
     publish: float
     publish_bytes: float
     waves: int
+    sleep: float = 0.0  # of engines on the learner's devices, to and from host memory
 
     @property
     def total(self) -> float:
-        return self.rollout + self.annotate + self.update + self.publish
+        return self.rollout + self.annotate + self.update + self.publish + self.sleep
 
 
 def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
@@ -50,7 +53,7 @@ def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
     forward = 2 * plan.shape.active * tokens / (plan.cluster.device.flops * assumed.forward_share)
     later = ppo.update_says_logprobs(micro_batches=micros, sparse=plan.shape.experts > 0)
     roles = 1 + (not later) + ppo.has_critic  # the reference, the policy, a critic
-    annotate = micros * roles * max(forward, _gather(plan, assumed))
+    annotate = micros * roles * _beside(plan, forward, _gather(plan, assumed))
     micros, tokens = _micro_batches(recipe, recipe.replies_per_step // ppo.minibatches)
     update = ppo.epochs * ppo.minibatches * micros * (1 + ppo.has_critic) * _micro_step(plan, assumed, tokens)
     rollout, waves = _rollout(plan, recipe, assumed)
@@ -58,7 +61,8 @@ def estimate(plan: LayoutPlan, assumed: Assumptions) -> StepTime:
     # one way after the other, each with a pass over the weights that are sent
     gather = _gather(plan, assumed) * sent / (plan.counts.policy * BYTES[recipe.model.dtype])
     publish = sum(sent / rate + gather for rate in ways.values()) + assumed.publish_overhead
-    return StepTime(rollout, annotate, update, publish, len(ways) * sent, waves)
+    sleep = 2 * plan.asleep_bytes / assumed.host_rate
+    return StepTime(rollout, annotate, update, publish, len(ways) * sent, waves, sleep)
 
 
 def publish_bytes(plan: LayoutPlan) -> float:
@@ -110,7 +114,14 @@ def _micro_step(plan: LayoutPlan, assumed: Assumptions, tokens: float) -> float:
     model = plan.recipe.model
     passes = 2 + (model.tuning == "full") + model.gradient_checkpointing
     compute = passes * 2 * plan.shape.active * tokens / (plan.cluster.device.flops * assumed.train_share)
-    return max(compute, (2 + model.gradient_checkpointing) * _gather(plan, assumed))
+    return _beside(plan, compute, (2 + model.gradient_checkpointing) * _gather(plan, assumed))
+
+
+def _beside(plan: LayoutPlan, compute: float, gathers: float) -> float:
+    """Seconds of both: ZeRO-3 gathers ahead where every pass asks for the parameters in one order. With a critic passes of two
+    roles take turns, whose orders differ, and DeepSpeed gathers each layer when it comes to it."""
+    in_turn = isinstance(plan.recipe, PpoRecipe) and plan.recipe.ppo.has_critic
+    return compute + gathers if in_turn else max(compute, gathers)
 
 
 def _gather(plan: LayoutPlan, assumed: Assumptions) -> float:
@@ -118,7 +129,7 @@ def _gather(plan: LayoutPlan, assumed: Assumptions) -> float:
     learner, device = plan.recipe.learner, plan.cluster.device
     if learner.zero_stage < 3 or learner.ranks == 1:
         return 0.0
-    rate = device.network if learner.ranks > plan.cluster.per_node else device.link
+    rate = device.link if plan.ranks_together else device.network
     width = BYTES[plan.recipe.model.dtype]
     return plan.counts.policy * width * (1 - 1 / learner.ranks) / (rate * assumed.link_share)
 

@@ -274,7 +274,11 @@ def _deepspeed_settings(model: PretrainedConfig, config: LearnerConfig, max_grad
             "stage3_prefetch_bucket_size": 5e7,
             "stage3_param_persistence_threshold": 1e4,
         }
+    # in bfloat16 a sum of some hundred micro-batches would stand still: each share is below its last bit. Stage 1 would take
+    # another optimizer of DeepSpeed's for it
+    types = {"data_types": {"grad_accum_dtype": "fp32"}} if config.zero_stage >= 2 else {}
     return {
+        **types,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": model.dtype == "bfloat16"},

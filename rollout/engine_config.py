@@ -20,7 +20,7 @@ class RolloutConfig:
 
     engines: int = 1
     tensor_parallel: int = 1
-    threads: int = 0  # CPU only; 0: every core of the node
+    threads: int = 0  # CPU only; 0: every core of the node that Ray's processes may use
     cpus: float = 1.0  # Ray CPUs that one engine claims
     max_model_len: int = 1024
     max_concurrent: int = 256  # replies an engine works on at once
@@ -65,6 +65,9 @@ class EngineSpec:
     weight_transfer: str
     router_replay: bool
     environment: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = (
+        None  # on CPUs: cores to compute on, of those that its process may use; 0: all; None: on devices
+    )
     adapter_rank: int = 0  # of the LoRA adapter that publishes bring; 0: they bring weights
     adapter_targets: tuple[str, ...] = ()  # the modules that it adapts
     sleep_level: Literal[0, 1, 2] = 0  # how the engine gives its device to the learner (`rollout.sharing`); 0: never

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -254,10 +253,9 @@ def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, en
     """What one engine needs to serve `model` as `config` says, on the kind of device that this cluster has."""
     require_routing(config)
     on_gpu = has_gpus()
-    cores = config.threads or os.cpu_count() or 1
     environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not on_gpu:
-        environment |= {**NO_DEVICES, "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}" if cores > 1 else "0"}
+        environment |= NO_DEVICES
     if config.router_replay:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the other one does not say which experts it chose
     transfer = "nccl" if on_gpu else "shared_memory"
@@ -277,6 +275,7 @@ def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, en
         weight_transfer=transfer if config.weight_transfer == "auto" else config.weight_transfer,
         router_replay=config.router_replay,
         environment=environment,
+        threads=None if on_gpu else config.threads,
     )
 
 

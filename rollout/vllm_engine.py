@@ -73,6 +73,9 @@ class VllmEngine:
         self._stale_prefixes = False  # replies under way held on to what older weights computed
         self._tokenizer = load_tokenizer(spec.model, spec.revision or "")
         os.environ.update(spec.environment)  # vLLM reads its thread binding from the environment of its processes
+        if spec.threads is not None:
+            cores = sorted(os.sched_getaffinity(0))[: spec.threads or None]
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=spec.model,

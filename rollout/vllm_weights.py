@@ -7,6 +7,7 @@ its transfer engine.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -162,7 +163,7 @@ def cuda_trainer(
 ) -> TrainerWeightTransferEngine[Any]:
     """vLLM's trainer engine for CUDA learners: `nccl` (packed, between devices or nodes) or `ipc` (one device, colocated).
 
-    Called on every rank; rank 0 opens the endpoint and drives the engines.
+    Called on every rank; rank 0 opens the endpoint and drives the engines. Where an engine fails, see `cuda_publish`.
     """
     info: TrainerInitInfo
     if backend == "nccl":
@@ -180,7 +181,10 @@ def cuda_trainer(
         info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=max(largest, CHUNK_BYTES))
     else:
         raise ValueError(f"rollout.weight_transfer must be nccl or ipc on CUDA, is {backend!r}")
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=StreamSource(stream))
+    source = StreamSource(stream)
+    source.begin()
+    with _others_go_on(backend, source):
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
 
 def cuda_publish(
@@ -196,8 +200,15 @@ def cuda_publish(
     source = trainer.source
     assert isinstance(source, StreamSource)
     source.begin()
-    try:
+    with _others_go_on(backend, source):
         trainer.send_weights()
+
+
+@contextmanager
+def _others_go_on(backend: str, source: StreamSource) -> Iterator[None]:
+    """What a failure on rank 0 leaves to be done for the other ranks, which know nothing of it."""
+    try:
+        yield
     except ReplicaSilent:  # whoever hangs is ended, and with it the ranks that wait
         raise
     except Exception as error:

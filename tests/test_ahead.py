@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -289,27 +290,33 @@ def test_staleness_is_counted_by_token() -> None:
     assert lag_metrics([one, other], 5) == {"lag/steps": 2.0, "lag/mean": (2 + 4) / 8, "lag/stale": 5 / 8}
 
 
-def test_idle_is_the_time_in_which_a_fleet_does_nothing() -> None:
+def test_idle_is_the_time_in_which_a_fleet_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """In any thread, over the end of a lap, and once for two things at a time."""
-    clock, go = Clock(), threading.Event()
+    now = 100.0
+    monkeypatch.setattr("cluster.tracking.time", SimpleNamespace(perf_counter=lambda: now))
+    clock, begun, go = Clock(), threading.Event(), threading.Event()
 
     def work() -> None:
         with clock.working("rollout"):
+            begun.set()
             go.wait()
 
     with clock.working("learner"), clock.working("learner"):
         thread = threading.Thread(target=work)
         thread.start()
-        time.sleep(0.05)
-    time.sleep(0.05)
+        begun.wait()
+        now = 103.0
+    now = 105.0
     first = clock.lap()
-    assert first["idle/rollout_s"] < 0.04 < first["idle/learner_s"] < 0.09 < first["time/step_s"]
-    time.sleep(0.05)
+    assert (first["idle/rollout_s"], first["idle/learner_s"], first["time/step_s"]) == (0, 2, 5)
+    now = 109.0
     go.set()
     thread.join()
+    now = 110.0
     second = clock.lap()
-    assert second["idle/rollout_s"] < 0.04 < second["idle/learner_s"] == second["time/step_s"]
-    assert clock.lap()["idle/rollout_s"] == pytest.approx(0, abs=0.04)
+    assert (second["idle/rollout_s"], second["idle/learner_s"], second["time/step_s"]) == (1, 5, 5)
+    now = 111.0
+    assert clock.lap()["idle/rollout_s"] == 1
 
 
 def test_weights_in_flight_need_a_lag() -> None:

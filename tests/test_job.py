@@ -125,12 +125,13 @@ def test_after_a_publish_every_engine_samples_from_the_new_policy(job: Job) -> N
 
 
 def killed_meanwhile(pids: Callable[[], int], call: Callable[[], object], deaths: Callable[[], int]) -> list[object]:
-    """What `call` returns while a process is killed; once more, killed earlier, where the call was through before."""
+    """What `call` returns while a process is killed (`deaths` says that one was); once more, killed at another moment, where the
+    call was through before."""
     started = time.perf_counter()
     call()
     usual = time.perf_counter() - started
     before, answers = deaths(), list[object]()
-    for share in (0.4, 0.2, 0.1, 0.05):
+    for share in (0.4, 0.2, 0.1, 0.05, 0.3, 0.15, 0.6):
         killer = threading.Timer(share * usual, os.kill, (pids(), signal.SIGKILL))
         killer.start()
         answers.append(call())
@@ -146,12 +147,10 @@ def test_an_engine_killed_in_mid_generation_changes_nothing_but_time(job: Job) -
     token id and log-prob is that of the undisturbed call."""
     prompts, long = job.prompts.draw(16), replace(LONG, n=16)
     undisturbed = job.engine.generate(prompts, long)
-    deaths = job.engine.deaths
     answers = killed_meanwhile(
         lambda: job.engine.ready()[0], lambda: sampled(job.engine.generate(prompts, long)), lambda: job.engine.deaths
     )
     assert all(answer == sampled(undisturbed) for answer in answers)
-    assert job.engine.deaths == deaths + 1
     assert job.learner.gap(job.engine) < 1e-5
 
 
@@ -159,12 +158,10 @@ def test_a_reward_actor_killed_in_mid_scoring_changes_nothing_but_time(job: Job)
     """kill -9 of a reward actor while it scores: the same scores come back."""
     rollouts = job.engine.generate(job.prompts.draw(16), replace(LONG, n=8))
     undisturbed = job.reward.score(rollouts)
-    deaths = job.reward.deaths
     answers = killed_meanwhile(
         lambda: job.reward.ready()[1], lambda: job.reward.score(rollouts), lambda: job.reward.deaths
     )
     assert all(answer == undisturbed for answer in answers)
-    assert job.reward.deaths == deaths + 1
 
 
 def test_weights_that_arrive_wrong_stop_the_run_and_are_named(job: Job) -> None:
@@ -217,7 +214,7 @@ def test_replies_in_flight_go_on_under_new_weights(job: Job) -> None:
     usual = time.perf_counter() - usual
     scored = attach(undisturbed[:32], [Score(k / 32) for k in range(32)])
     old = undisturbed[0].versions[0].version
-    for share in (0.5, 0.3, 0.15, 0.7):
+    for share in (0.5, 0.3, 0.15, 0.7, 0.4, 0.2, 0.6):
         job.learner.update(job.learner.annotate(collate(scored)))
         with ThreadPoolExecutor(1) as threads:
             replies = threads.submit(job.engine.generate, prompts, long)

@@ -26,7 +26,7 @@ from rl.check_run import memory, the_room
 from rl.config import PpoRecipe
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, seated
-from rl.layout import claims, described, near_of, sharing, sleep_level
+from rl.layout import claims, described, near_of, require_one_host, sharing
 from rl.learner import PpoLearner
 from rl.memory_model import Counts, engine_bytes, rank_bytes
 from rollout.engine_config import EngineSpec
@@ -138,9 +138,9 @@ def test_weights_are_dropped_only_where_a_publish_brings_all(
     """Where a publish brings what adapters change, or the adapter alone, the frozen rest must survive the sleep."""
     knobs = {"model__tuning": tuning, "model__lora__targets": ["q_proj"], "publish__what": what}
     recipe = recipe_of(tmp_path, "colocated", 1, 2, 2, **knobs)
-    assert sleep_level(recipe) == level
+    assert recipe.sleep_level == level
     assert sharing(recipe, [Place("a", ("3",)), Place("a", ("5",))]).devices == (("3", "5"),)
-    assert sleep_level(recipe_of(tmp_path, "dedicated", 1, 2, 2, **knobs)) == 0
+    assert recipe_of(tmp_path, "dedicated", 1, 2, 2, **knobs).sleep_level == 0
 
 
 def test_the_layout_is_told(tmp_path: Path) -> None:
@@ -206,6 +206,7 @@ def test_layouts_over_nodes(
     """The layout's devices lie on as few nodes as hold them; a tensor-parallel group and the ranks beside it are on one node."""
     asked = claims(recipe_of(tmp_path, mode, engines, width, ranks), on_gpu=True)
     placement = Placement(asked, wait_s=60)
+    asked = list(placement._claims)
     homes = placement_group_table(placement._group)["bundles_to_node_id"]
     with_devices = [homes[i] for i, bundle in enumerate(bundles(asked)) if "GPU" in bundle]
     assert len(set(with_devices)) == nodes
@@ -217,6 +218,35 @@ def test_layouts_over_nodes(
         beside = {seat(asked, LEARNER, engine * width + i)[1] for i in range(width)}
         assert beside == {seat(asked, ROLLOUT, engine)[1]}
     placement.release()
+
+
+@pytest.mark.slow
+def test_ranks_share_a_node_where_one_has_room(four_nodes: None, tmp_path: Path) -> None:
+    """One engine of one device and two ranks on nodes of two: packed one by one, an engine would take a rank's place on its node,
+    and every gather of ZeRO-3 the network. Four ranks have no node of their own, and are spread."""
+    placement = Placement(claims(recipe_of(tmp_path, "dedicated", 1, 1, 2), on_gpu=True), wait_s=60)
+    ranks = {placement.node(LEARNER, rank) for rank in range(2)}
+    assert len(ranks) == 1 and placement.node(ROLLOUT, 0) not in ranks
+    placement.release()
+    placement = Placement(claims(recipe_of(tmp_path, "dedicated", 1, 1, 4), on_gpu=True), wait_s=60)
+    assert len({placement.node(LEARNER, rank) for rank in range(4)}) > 1
+    placement.release()
+
+
+@pytest.mark.slow
+def test_weights_through_a_hosts_memory_need_one_host(four_nodes: None, tmp_path: Path) -> None:
+    """An adapter reaches no engine on another node: said before anything loads, with what to set. Whole weights go by NCCL."""
+    for what, fits in (("adapter", False), ("merged", True)):
+        recipe = recipe_of(
+            tmp_path, "dedicated", 2, 1, 2, publish__what=what, model__tuning="lora", model__lora__targets=["q_proj"]
+        )
+        placement = Placement(claims(recipe, on_gpu=True), wait_s=60)
+        if fits:
+            require_one_host(recipe, placement, on_gpu=True)
+        else:
+            with pytest.raises(ValueError, match=r"publish.what = adapter .*engine 0 .*set publish.what = merged"):
+                require_one_host(recipe, placement, on_gpu=True)
+        placement.release()
 
 
 @pytest.mark.slow
@@ -315,8 +345,8 @@ def test_whose_the_devices_are(
     if near:
         newcomers = [
             lines for lines in told[:near] if lines[0] == "start"
-        ]  # they get the weights, then sleep as the others
-        assert [lines[:3] for lines in newcomers] == [["start", "version 1", "sleep 2"]]
+        ]  # they get the weights, prove them, then sleep as the others
+        assert [lines[:4] for lines in newcomers] == [["start", "version 1", "generate", "sleep 2"]]
         cycle = ["sleep 2", "wake weights", "start without cache"]
         for lines in told[:near]:
             joined = " / ".join(lines)

@@ -149,7 +149,8 @@ def test_a_publish_sends_what_the_recipe_says() -> None:
 
 def test_an_estimator_without_critic_costs_no_critic() -> None:
     """Half the update's passes, two roles of three to annotate (one where the update says its own log-probs), and one group of
-    weights that AdamW copies."""
+    weights that AdamW copies. Where gathers take time the critic costs more: its passes and the policy's ask for parameters in
+    other orders, and DeepSpeed gathers none ahead."""
     gae, rloo, once = (
         planned(shipped("mistral_7b", **knobs), "4xA100-80GB")
         for knobs in (
@@ -158,11 +159,45 @@ def test_an_estimator_without_critic_costs_no_critic() -> None:
             {"ppo__estimator": "grpo", "ppo__epochs": 1, "ppo__minibatches": 1},
         )
     )
-    slow, quick, least = (estimate(plan, Assumptions()) for plan in (gae, rloo, once))
+    slow, quick, least = (estimate(plan, Assumptions(link_share=1e9)) for plan in (gae, rloo, once))
     assert quick.update == pytest.approx(slow.update / 2) and quick.annotate == pytest.approx(slow.annotate * 2 / 3)
     assert least.annotate == pytest.approx(slow.annotate / 3)
     updates = [plan.uses[0].phases["apply"]["update"] / plan.counts.trained for plan in (gae, rloo)]
     assert updates[1] == pytest.approx(2 * updates[0])
+    slow, quick = (estimate(plan, Assumptions()) for plan in (gae, rloo))
+    assert slow.update > 2.05 * quick.update
+
+
+def test_ranks_over_several_nodes_gather_by_the_network() -> None:
+    """Eight ranks on nodes of eight lie together, beside one engine or two on the other node; with an engine more than that
+    holds, one lies among them. Colocated ranks are where their engines are."""
+    two, many = (
+        planned(shipped("mixtral_8x7b", rollout__engines=engines), "8xH100-80GB", nodes=2) for engines in (2, 3)
+    )
+    assert two.ranks_together and not many.ranks_together
+    assert estimate(many, Assumptions()).update > 3 * estimate(two, Assumptions()).update
+    near = {"placement__mode": "colocated", "learner__ranks": 16, "rollout__engines": 4}
+    assert not planned(shipped("mixtral_8x7b", **near), "8xH100-80GB", nodes=2).ranks_together
+
+
+def test_sleep_takes_host_memory_and_time() -> None:
+    """Mixtral's 93 GB for each of two engines of four devices wait in a node's memory while the learner works, to and fro at
+    `host_rate` a device; where a publish brings every weight they are dropped instead."""
+    asleep, dropped = (
+        planned(shipped("mixtral_8x7b", placement__mode="colocated", publish__what=what), "8xH100-80GB")
+        for what in ("merged", "full")
+    )
+    assert asleep.asleep_bytes * 8 == pytest.approx(2 * 2 * MIXTRAL.parameters) and dropped.asleep_bytes == 0
+    assert estimate(asleep, Assumptions()).sleep == pytest.approx(2 * asleep.asleep_bytes / 4e9)
+    assert estimate(dropped, Assumptions()).sleep == 0
+
+
+def test_an_adapter_stays_on_one_host() -> None:
+    """It goes through the memory of rank 0's host: on two nodes the plan says so, and what fits instead."""
+    apart = planned(shipped("mixtral_8x7b", publish__what="adapter"), "8xH100-80GB", nodes=2)
+    assert not apart.fits and "16 devices are on several: set publish.what = merged" in apart.problems[0]
+    near = {"placement__mode": "colocated", "publish__what": "adapter"}
+    assert planned(shipped("mixtral_8x7b", **near), "8xH100-80GB").fits
 
 
 def test_packed_replies_take_less_time() -> None:

@@ -148,11 +148,13 @@ def test_what_is_sent_follows_from_what_trains() -> None:
 
 
 @pytest.mark.parametrize("fails_behind", [0, 3, 10_000])
-def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None:
+def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where vLLM's trainer gives up before its first tensor, in the middle or behind the last, rank 0 still makes one whole pass
-    over the stream, since the other ranks do, and no second; through shared device memory the failure ends the run. Silence stays
-    silence by either way."""
-    from rollout.vllm_weights import StreamSource, cuda_publish
+    over the stream, since the other ranks do, and no second; through shared device memory the failure ends the run. So it is
+    where the handshake fails. Silence stays silence by either way."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    from rollout.vllm_weights import StreamSource, cuda_publish, cuda_trainer
 
     policy, _ = perturbed_policy("mistral")
     stream = PolicyStream(policy.policy, only_trained=True)
@@ -164,6 +166,10 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
         source = StreamSource(noted)
         error: Exception = EngineLost("a rollout engine died")
 
+        @staticmethod
+        def handshake(*_: object, **__: object) -> None:
+            raise GivesUp.error
+
         def send_weights(self) -> None:
             for count, _ in enumerate(self.source if fails_behind else ()):
                 if count == fails_behind:
@@ -171,6 +177,8 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
             raise self.error
 
     class Anyone:
+        workers = 1
+
         def at(self, version: int) -> Anyone:
             return self
 
@@ -180,6 +188,14 @@ def test_a_broken_cuda_publish_is_gathered_to_its_end(fails_behind: int) -> None
     assert noted.passed == whole
     with pytest.raises(RuntimeError, match="resumes from the last checkpoint"):
         cuda_publish("ipc", GivesUp(), Anyone(), 1)  # type: ignore[arg-type]
+    noted.passed.clear()
+    with (
+        monkeypatch.context() as broken,
+        pytest.raises(EngineLost),
+    ):
+        broken.setattr(WeightTransferTrainerFactory, "trainer_init", GivesUp.handshake)
+        cuda_trainer("nccl", noted, Anyone(), rank=0)  # type: ignore[arg-type]
+    assert noted.passed == whole  # those who need no handshake are in the pass already
     GivesUp.error = ReplicaSilent("rollout engine 0 of 1 does not answer new weights")
     for way in ("nccl", "ipc"):
         with pytest.raises(ReplicaSilent):

@@ -19,7 +19,7 @@ from rewards.types import Score
 from rl.batch import collate
 from rl.config import PpoRecipe
 from rl.intake import with_model
-from rl.layout import claims, described, sleep_level
+from rl.layout import claims, described
 from rl.loop import attach, step_sampling
 from rl.ppo import Job
 from rollout.corpora import Corpus
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 corpus = load_corpus(recipe.corpus)
                 recipe.directory.mkdir(parents=True)
                 recipe = with_model(recipe, corpus, recipe.directory)
-                name = f"{tuning}, sleep level {sleep_level(recipe)}, {described(recipe, on_gpu=True)}"
+                name = f"{tuning}, sleep level {recipe.sleep_level}, {described(recipe, on_gpu=True)}"
                 found[name] = measure(recipe, corpus, args.rounds)
                 show(name, found[name])
     if args.out:
