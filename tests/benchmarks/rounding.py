@@ -1,8 +1,8 @@
 """How much of a LoRA update reaches engines that hold merged bfloat16 weights: `python -m tests.benchmarks.rounding`.
 
-A merged weight is bf16(W + B A s). Where an element of B A s is less than half of the last bit of W's, it is rounded away. Here W is
-normal with the standard deviation of a large model's (.02) or of its smallest matrices (.003), A is as PEFT begins it, and every
-element of B has moved by `drift` of the learning rate at each update, as under AdamW; the shipped GPU recipes' rank, alpha and rate.
+A merged weight is bf16(W + B A s). Where an element of B A s is less than half of the last bit of W's, it is rounded away. Here W
+is normal with the standard deviation of a large model's (.02) or of its smallest matrices (.003), A is as PEFT begins it, and every
+element of B has moved by `drift` of the learning rate at each update, as under AdamW; rank, alpha and rate are the GPU recipes'.
 `arrives` is the projection of what was published on what was meant, `error` the relative error of its effect on random inputs.
 """
 
