@@ -92,9 +92,18 @@ def _ending(error: Exception) -> Exit:
         return _say(first_line(error), Exit.DIVERGED)
     if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError):
         return _say(first_line(error), Exit.WRONG_INPUT)
-    if isinstance(error, RuntimeError | OSError):
+    if isinstance(error, RuntimeError | OSError) or _of_ray(error):
         return _say(first_line(error), Exit.FAILED)
     raise error
+
+
+def _of_ray(error: Exception) -> bool:
+    """Whether Ray itself says that a process or a node is gone, and not what our code raised there."""
+    if "ray" not in sys.modules:
+        return False
+    from ray.exceptions import RayError, RayTaskError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _leave(code: Exit) -> Exit:

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants as hub
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
 import rl.ppo  # noqa: F401 (before any test: what it loads is not what the tests time)
 from cluster.settings import load
@@ -467,3 +468,21 @@ def test_a_reward_that_breaks(tmp_path: Path) -> None:
     for term, line in zip(("inquiry", "length", "repetition"), lines, strict=True):
         assert json.loads((tmp_path / term / "status.json").read_text())["message"] == line
     assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_what_ray_says_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that Ray ended for want of memory, told by whoever waited for it: exit code 1 and no traceback. A fault of our own
+    code in an actor stays one."""
+    errors: list[Exception] = [
+        OutOfMemoryError("ended\nfor want of memory"),
+        RayTaskError("call", "trace", KeyError("ours")),
+    ]
+
+    def ppo(words: Sequence[str]) -> int:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("rl.__main__.ppo", ppo)
+    assert main(["ppo"]) == 1
+    assert capsys.readouterr().err == "attune: ended for want of memory\n"
+    with pytest.raises(RayTaskError):
+        main(["ppo"])
