@@ -260,7 +260,7 @@ def play(cluster: Cluster, scene: Scene, lag: int, in_flight: bool, folder: Path
     with cluster.learner() as learner:
         meter = Meter(cluster, lambda first: Trackers(trackers(recipe, recipe.directory, first)), before)
         train(
-            steps=recipe.steps,
+            steps=recipe.steps + lag,  # the last steps ask for no replies ahead
             prompts_per_step=recipe.prompts.per_step,
             sampling=Sampling(recipe.sampling.n, recipe.sampling.max_tokens, recipe.sampling.temperature, recipe.seed),
             prompts=make_prompts(recipe),
@@ -379,13 +379,18 @@ def nbytes(value: object) -> int:
     return int(global_worker.get_serialization_context().serialize(value).total_bytes)
 
 
+def counted(run: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The steps that count: those in whose time replies are written for others to come, as for most steps of a long run."""
+    return list(run["rows"])[WARM_UP : len(run["rows"]) - run["lag"]]
+
+
 def show(found: Sequence[Mapping[str, Any]]) -> None:
     """Print the tables."""
     print(f"\n{'scene, lag':<16}{'step s':>9}{'model s':>9}{'over %':>8}{'loop CPU s':>12}{'loop %':>8}", end="")
     print(f"{'driver CPU s':>14}{'Ray CPU s':>11}", end="")
     print(f"{'idle: engines':>15}{'rewards':>9}{'learner':>9}{'replaced':>10}")
     for run in found:
-        rows = run["rows"][WARM_UP:]
+        rows = counted(run)
         step, model = median(r["step_s"] for r in rows), median(r["model_s"] for r in rows)
         loop, driver, own = (median(r["cpu"].get(kind, 0.0) for r in rows) for kind in ("loop", "driver", "Ray"))
         idle = [sum(r["idle"][fleet] for r in rows) / len(rows) for fleet in (ROLLOUT, REWARDS, LEARNER)]
@@ -399,7 +404,7 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
         "rollout": ("generate",), "reward": ("measure",), "annotate": ("annotate",), "update": ("update",),
         "publish": ("publish", "probe"), "record": (),
     }  # fmt: skip
-    rows = found[0]["rows"][WARM_UP:]
+    rows = counted(found[0])
     print(f"\n{'phase of ' + found[0]['scene']['name']:<20}{'measured s':>12}{'model s':>10}{'on top s':>10}")
     for phase, works in phases.items():
         seconds = median(r[f"time/{phase}_s"] for r in rows)
