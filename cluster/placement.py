@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -97,6 +98,11 @@ def lost() -> bool:
     except OSError:
         return True
     return False
+
+
+def said_by_ray(error: Exception) -> bool:
+    """Whether Ray itself says that a process or a node is gone, and not what our code raised there."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _knock(address: str) -> None:

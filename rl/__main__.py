@@ -98,12 +98,11 @@ def _ending(error: Exception) -> Exit:
 
 
 def _of_ray(error: Exception) -> bool:
-    """Whether Ray itself says that a process or a node is gone, and not what our code raised there."""
     if "ray" not in sys.modules:
         return False
-    from ray.exceptions import RayError, RayTaskError
+    from cluster.placement import said_by_ray
 
-    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+    return said_by_ray(error)
 
 
 def _leave(code: Exit) -> Exit:

@@ -112,7 +112,7 @@ def test_a_run_is_whole(
     monkeypatch.setattr("tests.benchmarks.simulation.write_rollouts", write)
     run: dict[str, Any] = play(cluster, scenes(20)[scene], lag, in_flight, Path(recipe.world.folder))
     stream = make_prompts(recipe)
-    for step in range(recipe.steps):
+    for step in range(recipe.steps + lag):
         drawn = stream.draw(recipe.prompts.per_step)
         rollouts = [item.rollout for item in seen[step]]
         assert [r.id for r in rollouts] == [f"{p.id}/{k}" for p in drawn for k in range(recipe.sampling.n)]
@@ -122,4 +122,4 @@ def test_a_run_is_whole(
             assert edges[-1] == len(rollout.response_ids) == len(rollout.sampled_logprobs) <= recipe.sampling.max_tokens
             assert {max(step - lag, 0), step} >= {span.version for span in rollout.versions} and rollout.step == step
     assert run["replaced"] == (scene == "death")
-    assert len(run["rows"]) == recipe.steps and all(row["lag/steps"] <= lag for row in run["rows"])
+    assert len(run["rows"]) == recipe.steps + lag and all(row["lag/steps"] <= lag for row in run["rows"])
