@@ -161,10 +161,11 @@ class Placement:
             ),
         }
 
-    def node(self, fleet: str, index: int) -> str:
-        """Ray's id of the node that actor `index` of `fleet` has its room on."""
+    def nodes(self, fleet: str) -> list[str]:
+        """Ray's ids of the nodes that the actors of `fleet` have their room on."""
         nodes = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
-        return str(nodes[self._offset + seat(self._claims, fleet, index)[1]])
+        size = sum(claim.count for claim in self._claims if claim.fleet == fleet)
+        return [nodes[self._offset + seat(self._claims, fleet, index)[1]] for index in range(size)]
 
     def release(self) -> None:
         """Give the room back (a trial's group belongs to the trial), unless the cluster no longer answers."""

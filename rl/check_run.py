@@ -18,7 +18,7 @@ from rl.check_model import Model, encoder, policy, prompts
 from rl.config import PpoRecipe, TrackingConfig
 from rl.heldout import finding
 from rl.intake import check_publish
-from rl.layout import claims, described, near_of
+from rl.layout import claims, described
 from rl.memory_model import Counts, cpu_bytes, disk_bytes, engine_bytes, policy_bytes, rank_bytes
 from rl.records import check_resume
 from rl.sft import claims as sft_claims
@@ -192,7 +192,7 @@ def memory(recipe: PpoRecipe | SftRecipe, counts: Counts, reports: Sequence[Node
     if isinstance(recipe, PpoRecipe):
         engine = engine_bytes(recipe, counts)
         text += f", an engine takes {size(engine)} and its cache"
-        if near := near_of(recipe):
+        if near := recipe.near_engines:
             share = int(smallest * recipe.placement.memory_utilization)
             text += f", {size(share)} in all beside a rank"
             fits = engine <= share and rank + share <= smallest

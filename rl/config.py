@@ -246,10 +246,14 @@ class PpoRecipe:
         return "rollout.max_model_len", self.rollout.max_model_len
 
     @property
+    def near_engines(self) -> int:
+        """Engines on the learner's devices."""
+        return near_engines(self.placement.mode, self.rollout, self.learner.ranks)
+
+    @property
     def sleep_level(self) -> SleepLevel:
         """How engines on the learner's devices sleep: weights may be dropped only where a publish brings every one of them."""
-        near = near_engines(self.placement.mode, self.rollout, self.learner.ranks)
-        if not near or not self.placement.sleep:
+        if not self.near_engines or not self.placement.sleep:
             return 0
         return 2 if self.publish.part(self.model.tuning) == "full" else 1
 

@@ -24,14 +24,13 @@ from cluster.workers import Place
 from rewards.fleet import FLEET as REWARDS
 from rl.config import PpoRecipe
 from rl.fleet import FLEET as LEARNER
-from rl.placement_config import near_engines
 from rollout.fleet import FLEET as ROLLOUT
 from rollout.sharing import Sharing
 
 
 def claims(recipe: PpoRecipe, *, on_gpu: bool) -> list[Claim]:
     """What the recipe asks of the cluster, fleet by fleet. Raises ValueError where engines cannot sleep as it asks."""
-    rollout, learner, width, near = recipe.rollout, recipe.learner, recipe.rollout.tensor_parallel, near_of(recipe)
+    rollout, learner, width, near = recipe.rollout, recipe.learner, recipe.rollout.tensor_parallel, recipe.near_engines
     if near and recipe.placement.sleep and not on_gpu:
         raise ValueError(
             f'placement.mode = "{recipe.placement.mode}" needs GPUs (vLLM has no sleep mode on CPUs), the cluster has none or '
@@ -53,15 +52,10 @@ def claims(recipe: PpoRecipe, *, on_gpu: bool) -> list[Claim]:
     ]
 
 
-def near_of(recipe: PpoRecipe) -> int:
-    """Engines on the learner's devices."""
-    return near_engines(recipe.placement.mode, recipe.rollout, recipe.learner.ranks)
-
-
 def sharing(recipe: PpoRecipe, places: Sequence[Place]) -> Sharing:
     """Which engines compute on which ranks' devices; `places` are the ranks', by seat."""
     width, config = recipe.rollout.tensor_parallel, recipe.placement
-    seats = [places[engine * width : (engine + 1) * width] for engine in range(near_of(recipe))]
+    seats = [places[engine * width : (engine + 1) * width] for engine in range(recipe.near_engines)]
     devices = tuple(tuple(device for place in group for device in place.devices) for group in seats)
     return Sharing(devices, recipe.sleep_level, config.memory_utilization)
 
@@ -69,10 +63,10 @@ def sharing(recipe: PpoRecipe, places: Sequence[Place]) -> Sharing:
 def require_one_host(recipe: PpoRecipe, placement: Placement, *, on_gpu: bool) -> None:
     """Raise ValueError where weights go through a host's memory and an engine has its room on another host than rank 0."""
     adapter = recipe.publish.part(recipe.model.tuning) == "adapter"
-    transfer = "nccl" if on_gpu and recipe.rollout.weight_transfer == "auto" else recipe.rollout.weight_transfer
-    if not adapter and transfer not in ("auto", "shared_memory"):
+    if not adapter and recipe.rollout.transfer(on_gpu=on_gpu) != "shared_memory":
         return
-    away = [i for i in range(recipe.rollout.engines) if placement.node(ROLLOUT, i) != placement.node(LEARNER, 0)]
+    home = placement.nodes(LEARNER)[0]
+    away = [engine for engine, node in enumerate(placement.nodes(ROLLOUT)) if node != home]
     if away:
         what = "publish.what = adapter" if adapter else f"rollout.weight_transfer = {recipe.rollout.weight_transfer}"
         remedy = (
@@ -88,7 +82,7 @@ def require_one_host(recipe: PpoRecipe, placement: Placement, *, on_gpu: bool) -
 
 def described(recipe: PpoRecipe, *, on_gpu: bool) -> str:
     """The layout in a line, for people."""
-    rollout, near, level = recipe.rollout, near_of(recipe), recipe.sleep_level
+    rollout, near, level = recipe.rollout, recipe.near_engines, recipe.sleep_level
     far, ranks = rollout.engines - near, recipe.learner.ranks
     if not on_gpu:
         return f"{rollout.engines} engine(s) and {ranks} learner rank(s) share the cores; weights through shared memory"

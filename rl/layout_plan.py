@@ -10,7 +10,7 @@ from cluster.device_table import Cluster
 from rl.config import PpoRecipe
 from rl.memory_model import BYTES, Counts, Overheads, Parts, counts_of, kv_token_bytes, largest_sent, learner_phases
 from rl.model_shape import ModelShape
-from rl.placement_config import Layout, near_engines
+from rl.placement_config import Layout
 from rl.sft_config import SftRecipe
 
 KV, RELOAD = "KV cache", "loaded layer"
@@ -119,7 +119,7 @@ def lay_out(recipe: PpoRecipe | SftRecipe, shape: ModelShape, cluster: Cluster, 
             problems.append(
                 f"rollout.tensor_parallel = {width} does not divide {shape.heads} heads: choose a power of 2"
             )
-        near, sent = near_engines(recipe.placement.mode, rollout, ranks), largest_sent(recipe, shape)
+        near, sent = recipe.near_engines, largest_sent(recipe, shape)
         if near:
             share = recipe.placement.memory_utilization * capacity
             parts, cache = engine_parts(recipe, shape, counts, share, overheads)

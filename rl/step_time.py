@@ -18,9 +18,8 @@ class Assumptions:
     forward_share: float = 0.45  # of peak FLOP/s, in forward passes alone (annotate, prompts)
     hbm_share: float = 0.6  # of memory bandwidth, while decoding
     link_share: float = 0.7  # of link and network bandwidth, in gathers and publishes
-    host_rate: float = (
-        4e9  # bytes per second and device of what goes through a host's memory: adapters, weights that sleep
-    )
+    # bytes per second and device of what goes through a host's memory: adapters, weights that sleep
+    host_rate: float = 4e9
     decode_overhead: float = 0.003  # seconds of a decoding step beside its reads: scheduling, sampling, all-reduces
     publish_overhead: float = 0.5  # seconds of a publish beside its bytes: pauses, layer-wise reload, probe
 

@@ -45,6 +45,12 @@ class RolloutConfig:
         if not 0 < self.memory_utilization <= 1:
             raise ValueError(f"rollout.memory_utilization must lie in (0, 1], is {self.memory_utilization}")
 
+    def transfer(self, *, on_gpu: bool) -> str:
+        """How weights reach engines that share no device with the learner."""
+        if self.weight_transfer != "auto":
+            return self.weight_transfer
+        return "nccl" if on_gpu else "shared_memory"
+
 
 @dataclass(frozen=True)
 class EngineSpec:

@@ -258,7 +258,6 @@ def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, en
         environment |= NO_DEVICES
     if config.router_replay:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the other one does not say which experts it chose
-    transfer = "nccl" if on_gpu else "shared_memory"
     return EngineSpec(
         model=model,
         revision=revision or None,
@@ -272,7 +271,7 @@ def engine_spec(config: RolloutConfig, model: str, revision: str, dtype: str, en
         kv_cache_bytes=int(config.kv_cache_gb * 2**30) or None,
         memory_utilization=config.memory_utilization,
         eager=config.eager,
-        weight_transfer=transfer if config.weight_transfer == "auto" else config.weight_transfer,
+        weight_transfer=config.transfer(on_gpu=on_gpu),
         router_replay=config.router_replay,
         environment=environment,
         threads=None if on_gpu else config.threads,

@@ -26,7 +26,7 @@ from rl.check_run import memory, the_room
 from rl.config import PpoRecipe
 from rl.fleet import FLEET as LEARNER
 from rl.fleet import LearnerFleet, seated
-from rl.layout import claims, described, near_of, require_one_host, sharing
+from rl.layout import claims, described, require_one_host, sharing
 from rl.learner import PpoLearner
 from rl.memory_model import Counts, engine_bytes, rank_bytes
 from rollout.engine_config import EngineSpec
@@ -214,7 +214,7 @@ def test_layouts_over_nodes(
     for i, bundle in enumerate(bundles(asked)):
         held[homes[i]] += int(bundle.get("GPU", 0))
     assert max(held.values()) <= 2
-    for engine in range(near_of(recipe_of(tmp_path, mode, engines, width, ranks))):
+    for engine in range(recipe_of(tmp_path, mode, engines, width, ranks).near_engines):
         beside = {seat(asked, LEARNER, engine * width + i)[1] for i in range(width)}
         assert beside == {seat(asked, ROLLOUT, engine)[1]}
     placement.release()
@@ -225,11 +225,11 @@ def test_ranks_share_a_node_where_one_has_room(four_nodes: None, tmp_path: Path)
     """One engine of one device and two ranks on nodes of two: packed one by one, an engine would take a rank's place on its node,
     and every gather of ZeRO-3 the network. Four ranks have no node of their own, and are spread."""
     placement = Placement(claims(recipe_of(tmp_path, "dedicated", 1, 1, 2), on_gpu=True), wait_s=60)
-    ranks = {placement.node(LEARNER, rank) for rank in range(2)}
-    assert len(ranks) == 1 and placement.node(ROLLOUT, 0) not in ranks
+    ranks = {*placement.nodes(LEARNER)}
+    assert len(ranks) == 1 and placement.nodes(ROLLOUT)[0] not in ranks
     placement.release()
     placement = Placement(claims(recipe_of(tmp_path, "dedicated", 1, 1, 4), on_gpu=True), wait_s=60)
-    assert len({placement.node(LEARNER, rank) for rank in range(4)}) > 1
+    assert len({*placement.nodes(LEARNER)}) > 1
     placement.release()
 
 
@@ -303,7 +303,7 @@ def test_whose_the_devices_are(
     and whoever died; when it publishes, their weights wake first, and their cache only after the weights have come. An engine
     that does not fall asleep is named."""
     recipe = recipe_of(tmp_path, mode, engines, width, ranks)
-    near = near_of(recipe)
+    near = recipe.near_engines
     fleets = Fleets(recipe, tmp_path)
 
     seats = fleets.ranks.all(SleepyRank.where)
